@@ -1,0 +1,3 @@
+"""Reinforcement learning for diffusion language models."""
+
+__version__ = "0.1.0"
