@@ -102,6 +102,8 @@ class Trajectory:
     seeds: Int[Tensor, "batch"]
     mask_token_id: int
     block_length: int
+    remasking: str
+    """The rule that chose positions."""
 
     @property
     def num_steps(self) -> int:

@@ -1,0 +1,98 @@
+"""Problems encoded for a policy, and the order in which a run sees them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egspo.ops import noise
+from egspo.policy import Policy
+from egspo.types import Prompt
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Prompts with their token ids; ``skipped`` were longer than allowed."""
+
+    prompts: list[Prompt]
+    encoded: list[list[int]]
+    skipped: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def order(self, seed: int, start: int, num: int) -> list[int]:
+        """Indices of ``num`` problems from place ``start`` of an endless sequence of shuffled passes."""
+        size, picked = len(self), []
+        for epoch in range(start // size, (start + num - 1) // size + 1):
+            shuffled = _permutation(seed, epoch, size)
+            first = epoch * size
+            picked += shuffled[max(0, start - first) : start + num - first]
+        return picked
+
+
+def encode_problems(policy: Policy, prompts: Sequence[Prompt], max_prompt_length: int) -> Problems:
+    """Tokenise prompts; too long ones are left out and counted, never cut.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    encoded = policy.encode_prompts([prompt.messages for prompt in prompts])
+    kept = [i for i, ids in enumerate(encoded) if len(ids) <= max_prompt_length]
+    if not kept:
+        shortest = min((len(ids) for ids in encoded), default=0)
+        raise ValueError(
+            f"max_prompt_length: {max_prompt_length} leaves no prompt of {len(encoded)}; the shortest has {shortest} tokens"
+        )
+    return Problems([prompts[i] for i in kept], [encoded[i] for i in kept], len(encoded) - len(kept))
+
+
+def read_pairs(path: Path) -> list[Prompt]:
+    """Prompt-completion pairs of a JSON lines file.
+
+    Raises:
+        ValueError: for a broken line, with its number.
+    """
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            pairs.append(as_pair(json.loads(line), f"{path}:{number}"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"sft.data: {path}:{number} is not JSON ({error.msg}); mend or remove the line") from None
+    if not pairs:
+        raise ValueError(f"sft.data: {path} holds no examples")
+    return pairs
+
+
+def load_hub_pairs(name: str, split: str) -> list[Prompt]:
+    """Prompt-completion pairs of a hub data set (needs ``egspo[data]``)."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError("sft.dataset: needs the datasets library; pip install 'egspo[data]'") from None
+    rows = load_dataset(name, split=split)
+    return [as_pair(row, f"{name}[{split}] row {i}") for i, row in enumerate(rows)]
+
+
+def as_pair(row: dict[str, Any], place: str) -> Prompt:
+    """``prompt`` and ``completion`` (texts or messages), or ``messages`` that end with the assistant's."""
+    if isinstance(row, dict) and isinstance(row.get("messages"), list) and len(row["messages"]) >= 2:
+        return Prompt(tuple(row["messages"][:-1]), {}, row["messages"][-1]["content"], place)
+    prompt, completion = (row.get("prompt"), row.get("completion")) if isinstance(row, dict) else (None, None)
+    if isinstance(completion, list) and completion:
+        completion = completion[-1].get("content")
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not prompt or not isinstance(completion, str):
+        raise ValueError(f"sft.data: {place} has neither prompt and completion nor messages; add them")
+    return Prompt(tuple(prompt), {}, completion, place)
+
+
+def _permutation(seed: int, epoch: int, size: int) -> list[int]:
+    key = noise.sample_seeds(seed, epoch, torch.zeros(1, dtype=torch.long))
+    return noise.uniform(key, noise.SELECTION, 0, size)[0].argsort().tolist()

@@ -1,0 +1,130 @@
+"""Evaluate a policy on canvases: guided logits for the sampler, log-probabilities of views for the objectives."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from egspo.config import SamplerConfig
+from egspo.ops.logprobs import acting_logp, exact_kl, gather_logp, plackett_luce_logp
+from egspo.ops.reveal import choice_logits
+from egspo.policy import Policy
+from egspo.types import Scores, Views
+
+
+def guided_logits(
+    policy: Policy,
+    inputs: Int[Tensor, "batch sequence"],
+    attention_mask: Bool[Tensor, "batch sequence"],
+    positions: Int[Tensor, "batch places"],
+    length: int,
+    cfg_scale: float,
+) -> Float[Tensor, "batch places vocab"]:
+    """Logits at positions of the sequence; with guidance, ``u + (1 + w)(c - u)``.
+
+    ``u`` are the logits with the prompt (all but the last ``length`` tokens) masked (arXiv 2502.09992).
+    """
+    conditional = policy.logits(inputs, attention_mask, positions)
+    if cfg_scale == 0:
+        return conditional
+    blind = inputs.clone()
+    blind[:, : inputs.shape[1] - length] = policy.mask_token_id
+    unconditional = policy.logits(blind, attention_mask, positions)
+    return unconditional + (1 + cfg_scale) * (conditional - unconditional)
+
+
+def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: bool = False) -> Scores:
+    """Log-probabilities, under the distribution that the sampler acts with, of what each view scores.
+
+    One forward pass over all views of weight other than 0; ``with_exact_kl`` adds one of the reference.
+    """
+    used = views.weight != 0
+    batch, num_views, length = views.scored.shape
+    row = torch.arange(batch, device=used.device)[:, None].expand(batch, num_views)[used]
+    inputs, attention = views.inputs[used], views.attention_mask[row]
+    scored, targets = views.scored[used], views.targets[row]
+    order = None if views.order is None else views.order[used]
+    asked = scored if order is None else scored | (order > -2)
+    positions, valid = _pack(asked)
+    offset = inputs.shape[1] - length
+
+    def acting(who: Policy) -> tuple[Tensor, Tensor]:
+        logits = guided_logits(who, inputs, attention, positions + offset, length, sampler.cfg_scale)
+        return logits, acting_logp(logits, sampler.temperature, policy.suppressed)
+
+    logits, logp = acting(policy)
+    keep = valid & scored.gather(1, positions)
+    token_logp = _unpack(gather_logp(logp, targets.gather(1, positions)), positions, keep, length)
+    kl = None
+    if with_exact_kl:
+        with policy.reference() as frozen:
+            _, ref_logp = acting(frozen)
+        kl = _unpack(exact_kl(logp, ref_logp), positions, keep, length)
+    place_logp = torch.zeros(len(inputs), device=inputs.device)
+    if order is not None:
+        untempered = acting_logp(logits, 1.0, policy.suppressed)
+        choice = choice_logits(untempered, sampler.position_temperature)
+        place_logp = plackett_luce_logp(choice, order.gather(1, positions).masked_fill(~valid, -2))
+    return Scores(
+        token_logp=_scatter(token_logp, used),
+        position_logp=_scatter(place_logp, used),
+        exact_kl=None if kl is None else _scatter(kl, used),
+    )
+
+
+def score_in_microbatches(
+    policy: Policy, views: Views, sampler: SamplerConfig, microbatch_size: int
+) -> Scores:
+    """Scores of many views without gradients, ``microbatch_size`` canvases a forward pass."""
+    with torch.no_grad():
+        parts = [score(policy, chunk, sampler) for chunk in microbatches(views, microbatch_size)]
+    return Scores(
+        token_logp=torch.cat([part.token_logp for part in parts]),
+        position_logp=torch.cat([part.position_logp for part in parts]),
+    )
+
+
+def microbatches(views: Views, microbatch_size: int) -> Iterator[Views]:
+    """Slices of at most ``microbatch_size`` canvases; a sample's views stay together."""
+    rows = max(1, microbatch_size // views.scored.shape[1])
+    for start in range(0, len(views), rows):
+        yield views[start : start + rows]
+
+
+def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
+    """Active views as samples of one view each: for objectives whose views do not depend on each other."""
+    row = torch.arange(len(views), device=active.device)[:, None].expand_as(active)[active]
+
+    def pick(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[active].unsqueeze(1)
+
+    return Views(
+        inputs=pick(views.inputs),
+        attention_mask=views.attention_mask[row],
+        targets=views.targets[row],
+        scored=pick(views.scored),
+        weight=pick(views.weight),
+        advantages=pick(views.advantages),
+        step=pick(views.step),
+        order=pick(views.order),
+        old_token_logp=pick(views.old_token_logp),
+        old_position_logp=pick(views.old_position_logp),
+    )
+
+
+def _pack(asked: Bool[Tensor, "rows length"]) -> tuple[Int[Tensor, "rows places"], Bool[Tensor, "rows places"]]:
+    """Positions asked for, packed to the left, and which of the places are real."""
+    places = max(1, int(asked.sum(1).max())) if len(asked) else 1
+    positions = asked.long().argsort(dim=1, descending=True, stable=True)[:, :places]
+    return positions, asked.gather(1, positions)
+
+
+def _unpack(values: Tensor, positions: Tensor, keep: Tensor, length: int) -> Float[Tensor, "rows length"]:
+    out = torch.zeros(len(values), length, dtype=values.dtype, device=values.device)
+    return out.scatter(1, positions, torch.where(keep, values, 0.0))
+
+
+def _scatter(rows: Tensor, used: Bool[Tensor, "batch views"]) -> Tensor:
+    out = torch.zeros(*used.shape, *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+    return out.masked_scatter(used.view(*used.shape, *[1] * (rows.ndim - 1)).expand_as(out), rows)

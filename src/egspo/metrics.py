@@ -1,0 +1,130 @@
+"""What an iteration logs. Every metric is a sum and a count, so that means over ranks are exact."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from egspo.rewards import Scored
+from egspo.types import Prompt, Rewards, Steps, Trajectory
+
+TIMES = ("time/rollout", "time/reward", "time/update")
+ALWAYS = ("optim/grad_norm", "optim/learning_rate", "update/canvases", "steps/skipped_samples_fraction", *TIMES)
+
+
+class Meter:
+    """Sums and counts by key. A count of 0 makes a total instead of a mean."""
+
+    def __init__(self):
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, key: str, total: float, count: float) -> None:
+        entry = self._sums.setdefault(key, [0.0, 0.0])
+        entry[0] += total
+        entry[1] += count
+
+    def merge(self, metrics: Mapping[str, tuple[float, float]]) -> None:
+        for key, (total, count) in metrics.items():
+            self.add(key, total, count)
+
+    @contextmanager
+    def timed(self, key: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.add(key, time.monotonic() - started, 1)
+
+    def over_ranks(self, accelerator: Accelerator) -> "Meter":
+        if accelerator.num_processes == 1:
+            return self
+        joined = Meter()
+        for sums in gather_object([self._sums]):
+            joined.merge({key: (total, count) for key, (total, count) in sums.items()})
+        return joined
+
+    def result(self, keys: Sequence[str]) -> dict[str, float | None]:
+        """Means (or totals) by key; None for a key of which nothing was seen in this iteration."""
+        values: dict[str, float | None] = {key: None for key in (*ALWAYS, *keys)}
+        values |= {key: total / count if count else total for key, (total, count) in self._sums.items()}
+        spread = values.pop("reward/square") - values["reward/mean"] ** 2
+        return values | {"reward/std": max(0.0, spread) ** 0.5}
+
+
+def batch_metrics(
+    meter: Meter, trajectory: Trajectory, rewards: Rewards, steps: Steps, advantages: torch.Tensor
+) -> None:
+    """Metrics of one rank's rollout batch; docs/metrics.md defines each."""
+    final, groups = rewards.final, rewards.final.view(-1, rewards.num_generations)
+    _mean(meter, "reward/mean", final)
+    _mean(meter, "reward/square", final.square())
+    _mean(meter, "reward/zero_std_fraction", (groups.amax(1) - groups.amin(1) < 1e-9).double())
+    for name, values in rewards.parts.items():
+        _mean(meter, f"reward/{name}", values)
+    if rewards.step_values is not None:
+        _mean(meter, "reward/one_step", rewards.step_values[rewards.candidates.mask])
+    chosen = trajectory.entropy.gather(1, steps.index)
+    _mean(meter, "rollout/entropy_selected", chosen[steps.mask])
+    _mean(meter, "rollout/entropy_all", trajectory.entropy[trajectory.informative])
+    _mean(meter, "rollout/last_step", trajectory.last_step.double())
+    meter.add("rollout/tokens", float(trajectory.completion_mask.sum()), 0)
+    _mean(meter, "rollout/completion_length", trajectory.completion_mask.sum(1).double())
+    _mean(meter, "steps/selected_mean_index", steps.index[steps.mask].double())
+    _mean(meter, "steps/advantage_abs", advantages.gather(1, steps.index)[steps.mask].abs())
+
+
+def transcripts(
+    step: int,
+    prompts: Sequence[Prompt],
+    scored: Scored,
+    trajectory: Trajectory,
+    steps: Steps,
+    advantages: torch.Tensor,
+    num: int,
+) -> list[dict[str, Any]]:
+    """Records of the batch's first ``num`` samples: what was asked, written, earned, and what was trained on."""
+    return [
+        _transcript(step, i, prompts[i], scored, trajectory, steps, advantages) for i in range(min(num, len(prompts)))
+    ]
+
+
+def _transcript(step, i, prompt: Prompt, scored: Scored, trajectory, steps, advantages) -> dict[str, Any]:
+    grade, rewards = scored.grades[i], scored.rewards
+    return {
+        "step": step,
+        "id": prompt.id,
+        "prompt": prompt.messages[-1]["content"],
+        "completion": scored.completions[i],
+        "reward": float(rewards.final[i]),
+        "parts": {name: float(values[i]) for name, values in rewards.parts.items()},
+        "correct": None if grade is None else grade.correct,
+        "reason": None if grade is None else grade.reason,
+        "entropy": [round(h, 5) for h in trajectory.entropy[i].tolist()],
+        "last_step": int(trajectory.last_step[i]),
+        "selected": [
+            _selected(i, t, scored, trajectory, advantages) for t in steps.index[i][steps.mask[i]].tolist()
+        ],
+    }
+
+
+def _selected(i: int, t: int, scored: Scored, trajectory: Trajectory, advantages: torch.Tensor) -> dict[str, Any]:
+    record = {
+        "step": t,
+        "entropy": round(float(trajectory.entropy[i, t]), 5),
+        "advantage": float(advantages[i, t]),
+        "one_step": None,
+        "step_reward": None,
+    }
+    rewards = scored.rewards
+    if rewards.candidates is not None:
+        at = ((rewards.candidates.index[i] == t) & rewards.candidates.mask[i]).nonzero()[0, 0]
+        record |= {"one_step": scored.one_step_texts[i][at], "step_reward": float(rewards.step_values[i, at])}
+    return record
+
+
+def _mean(meter: Meter, key: str, values: torch.Tensor) -> None:
+    meter.add(key, float(values.sum()), values.numel())

@@ -1,0 +1,56 @@
+"""Advantages of denoising steps. All in float64: a group of equal rewards must come out as exactly zero."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+Baseline = Literal["same_rank", "same_step", "leave_one_out", "batch", "none"]
+BASELINES = get_args(Baseline)
+
+_ROUNDING = 1e-9
+
+
+def stepwise_returns(
+    final: Float[Tensor, "batch"],
+    step_values: Float[Tensor, "batch chosen"],
+    weight: Float[Tensor, "batch chosen"],
+    normalise: bool,
+) -> Float64[Tensor, "batch chosen"]:
+    """``(1 + lambda_t) r(x_0) - lambda_t r(xhat_t)``, divided by ``1 + lambda_t`` if ``normalise``.
+
+    EGSPO-SA (arXiv 2603.12554): ``r(xhat_t)``, the reward of the greedy one-step completion of state t, stands
+    for the state's value; it depends on the state alone, so it is a baseline and adds no bias.
+    """
+    weight = weight.double()
+    returns = (1 + weight) * final.double()[:, None] - weight * step_values.double()
+    return returns / (1 + weight) if normalise else returns
+
+
+def subtract_baseline(
+    returns: Float64[Tensor, "batch chosen"],
+    mask: Bool[Tensor, "batch chosen"],
+    num_generations: int,
+    baseline: Baseline,
+) -> Float64[Tensor, "batch chosen"]:
+    """Returns less their baseline, 0 where ``mask`` is False.
+
+    ``same_rank`` and ``same_step`` take the mean over the group's members (itself included, which scales the
+    expected gradient by ``1 - 1/G``) of the same column: of the k-th chosen step, as published, or of the same
+    denoising step, depending on what the columns are. ``leave_one_out`` leaves the sample itself out,
+    ``batch`` takes the mean over the whole batch.
+    """
+    groups = returns.masked_fill(~mask, 0.0).unflatten(0, (-1, num_generations))
+    counts = mask.double().unflatten(0, (-1, num_generations))
+    if baseline == "none":
+        mean = torch.zeros_like(groups)
+    elif baseline == "batch":
+        mean = (groups.sum() / counts.sum().clamp(min=1)).expand_as(groups)
+    elif baseline == "leave_one_out":
+        others = (groups.sum(1, keepdim=True) - groups) / (counts.sum(1, keepdim=True) - counts).clamp(min=1)
+        mean = others
+    else:
+        mean = groups.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
+    advantages = (groups - mean).flatten(0, 1)
+    return advantages.masked_fill(~mask | (advantages.abs() < _ROUNDING), 0.0)

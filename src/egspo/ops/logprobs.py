@@ -1,0 +1,71 @@
+"""The distribution that acts: log-probabilities, draws and entropies of tempered, suppressed logits."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def acting_logp(
+    logits: Float[Tensor, "*batch vocab"], temperature: float, suppressed: Sequence[int] = ()
+) -> Float[Tensor, "*batch vocab"]:
+    """``log softmax(logits / temperature)`` with some tokens ruled out.
+
+    At temperature 0, where the policy is a point, this is the distribution at temperature 1.
+    """
+    logits = logits / (temperature or 1.0)
+    if suppressed:
+        ruled_out = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        ruled_out[list(suppressed)] = True
+        logits = logits.masked_fill(ruled_out, -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def draw(
+    logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]
+) -> Int[Tensor, "*batch"]:
+    """Inverse-CDF sampling: the first token whose cumulative probability exceeds the uniform number."""
+    cdf = logp.double().exp().cumsum(-1)
+    point = uniform.double().unsqueeze(-1) * cdf[..., -1:]
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_(max=logp.shape[-1] - 1)
+
+
+def entropy(logp: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
+    """``-sum p log p`` in nats, with 0 log 0 = 0."""
+    return torch.special.entr(logp.exp()).sum(-1)
+
+
+def gather_logp(
+    logp: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Log-probability of each token."""
+    return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def exact_kl(
+    logp: Float[Tensor, "*batch vocab"], ref_logp: Float[Tensor, "*batch vocab"]
+) -> Float[Tensor, "*batch"]:
+    """``sum p (log p - log q)``; tokens that are ruled out in both add nothing."""
+    gap = torch.where(torch.isinf(logp), 0.0, logp - ref_logp)
+    return (logp.exp() * gap).sum(-1)
+
+
+def plackett_luce_logp(
+    score: Float[Tensor, "*batch length"], order: Int[Tensor, "*batch length"]
+) -> Float[Tensor, "*batch"]:
+    """Log-probability of an ordered draw without replacement with logits ``score``.
+
+    ``sum_k score[o_k] - log sum_{j not drawn before k} exp score[j]``. ``order`` holds the rank of each
+    position that was drawn, -1 for a candidate that was not drawn, -2 for a position that was no candidate.
+    """
+    num_drawn = int(order.max()) + 1
+    logp = torch.zeros(score.shape[:-1], dtype=score.dtype, device=score.device)
+    for rank in range(num_drawn):
+        remaining = (order == -1) | (order >= rank)
+        total = score.masked_fill(~remaining, -torch.inf).logsumexp(-1)
+        drawn = order == rank
+        happened = drawn.any(-1)
+        term = score.masked_fill(~drawn, 0.0).sum(-1) - torch.where(happened, total, 0.0)
+        logp = logp + term
+    return logp

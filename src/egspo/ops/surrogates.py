@@ -1,0 +1,52 @@
+"""Surrogate objectives and KL estimators, elementwise; whoever calls them aggregates."""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+KL = Literal["k1", "k2", "k3", "exact"]
+KLS = get_args(KL)
+
+
+def clipped_surrogate(
+    log_ratio: Float[Tensor, "*shape"],
+    advantage: Float[Tensor, "*shape"],
+    epsilon: float,
+    epsilon_high: float,
+) -> Float[Tensor, "*shape"]:
+    """``-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)`` (PPO, arXiv 1707.06347)."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
+
+
+def is_clipped(
+    log_ratio: Float[Tensor, "*shape"],
+    advantage: Float[Tensor, "*shape"],
+    epsilon: float,
+    epsilon_high: float,
+) -> Bool[Tensor, "*shape"]:
+    """Where the clip is the active branch, so that the gradient is zero."""
+    ratio = log_ratio.exp()
+    return ((ratio > 1 + epsilon_high) & (advantage > 0)) | ((ratio < 1 - epsilon) & (advantage < 0))
+
+
+def kl_estimate(
+    kind: KL, logp: Float[Tensor, "*shape"], ref_logp: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Estimators of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence").
+
+    With ``d = log ref - log pi``: k1 ``-d``; k2 ``d^2 / 2``; k3 ``exp(d) - 1 - d``. As a loss, k1 has an expected
+    gradient of zero on the policy's own samples: it is for measuring.
+    """
+    d = ref_logp - logp
+    match kind:
+        case "k1":
+            return -d
+        case "k2":
+            return d.square() / 2
+        case "k3":
+            return torch.expm1(d) - d
+        case _:
+            raise ValueError(f"objective.kl: {kind!r} is not a sample estimator; use k1, k2 or k3")

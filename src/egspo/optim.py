@@ -1,0 +1,41 @@
+"""AdamW and its learning-rate schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+from egspo.config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; weight decay acts on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+    )
+
+
+def learning_rate(config: OptimConfig, update: int, total: int) -> float:
+    """Learning rate of optimizer step ``update`` (from 0) out of ``total``: warm-up, then the schedule."""
+    if update < config.warmup_steps:
+        return config.learning_rate * (update + 1) / config.warmup_steps
+    done = (update - config.warmup_steps) / max(1, total - config.warmup_steps)
+    factor = {
+        "constant": 1.0,
+        "linear": 1.0 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+    }[config.lr_scheduler_type]
+    return config.learning_rate * max(0.0, factor)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

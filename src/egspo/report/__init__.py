@@ -1,0 +1,30 @@
+"""A report: one self-contained HTML page drawn from the files of one or several runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from egspo.report.figures import draw
+from egspo.report.page import compose
+from egspo.report.read import read_runs
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page of the given run folders to ``out`` and return its path.
+
+    The same files give the same bytes. Several runs are drawn side by side, in the order given. What a run
+    did not record (rewards in supervised fine-tuning, transcripts, evaluations) is left out.
+
+    Raises:
+        ValueError: if a folder is no run folder, or a file of it is empty or broken.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; give the name of the HTML file to write")
+    read = read_runs([Path(run) for run in runs])
+    page = compose(read, draw(read))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A model may write half of a surrogate pair, which has no UTF-8 form.
+    out.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
+    return out

@@ -1,0 +1,146 @@
+"""Decode final canvases and one-step completions and score them with a task or with reward functions."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from egspo.policy import Policy
+from egspo.tasks.base import Task
+from egspo.types import Grade, Prompt, Rewards, Steps, Trajectory
+
+RewardFunc = Callable[..., Sequence[float | None]]
+"""``f(prompts, completions, **columns) -> list[float | None]``, TRL's signature; None: does not apply."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rewards of a batch with what a transcript shows of them."""
+
+    rewards: Rewards
+    completions: list[str]
+    grades: list[Grade | None]
+    one_step_texts: list[list[str]]
+    """Texts of each sample's candidate states, in the order of ``rewards.candidates``."""
+
+
+class TaskScorer:
+    """Rewards by a task's grader: final and step rewards may weigh its parts differently."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self._final_weights = task.reward_weights
+        self._step_weights = task.step_reward_weights
+        self.part_names = tuple(task.parts)
+
+    def final(self, prompts: Sequence[Prompt], texts: Sequence[str]):
+        """Rewards, parts (name -> one value a text) and grades."""
+        grades = self._grade(prompts, texts)
+        parts = {name: [grade.parts[name] for grade in grades] for name in self.part_names}
+        return [_weigh(grade, self._final_weights) for grade in grades], parts, grades
+
+    def steps(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return [_weigh(grade, self._step_weights) for grade in self._grade(prompts, texts)]
+
+    def _grade(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Grade]:
+        """Equal texts for one problem are graded once: stepwise rewards ask for many."""
+        known: dict[tuple[int, str], Grade] = {}
+        for prompt, text in zip(prompts, texts, strict=True):
+            if (id(prompt), text) not in known:
+                known[id(prompt), text] = self.task.grade(text, prompt.fields)
+        return [known[id(prompt), text] for prompt, text in zip(prompts, texts, strict=True)]
+
+
+class FunctionScorer:
+    """Rewards by the user's functions, weighted and summed, for final and one-step completions alike."""
+
+    def __init__(self, functions: Sequence[RewardFunc], weights: Sequence[float] | None = None):
+        weights = [1.0] * len(functions) if weights is None else list(weights)
+        if len(weights) != len(functions):
+            raise ValueError(f"reward_weights: got {len(weights)} for {len(functions)} reward_funcs; give one each")
+        self._functions = list(functions)
+        self._weights = weights
+        self.part_names = tuple(_name(function) for function in functions)
+        if len(set(self.part_names)) < len(functions):
+            raise ValueError(f"reward_funcs: two functions share a name ({', '.join(self.part_names)}); rename one")
+
+    def final(self, prompts: Sequence[Prompt], texts: Sequence[str]):
+        values = [self._call(function, prompts, texts) for function in self._functions]
+        parts = dict(zip(self.part_names, values, strict=True))
+        totals = [
+            sum(w * v for w, v in zip(self._weights, row, strict=True) if v is not None)
+            for row in zip(*values, strict=True)
+        ]
+        return totals, {name: [v or 0.0 for v in column] for name, column in parts.items()}, [None] * len(texts)
+
+    def steps(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return self.final(prompts, texts)[0]
+
+    def _call(self, function: RewardFunc, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+        name = _name(function)
+        columns = _columns([prompt.fields for prompt in prompts])
+        try:
+            values = function(prompts=[list(p.messages) for p in prompts], completions=list(texts), **columns)
+        except Exception as error:
+            raise ValueError(f"reward_funcs: {name} raised {type(error).__name__}: {error}") from error
+        values = list(values)
+        if len(values) != len(texts):
+            raise ValueError(f"reward_funcs: {name} returned {len(values)} rewards for {len(texts)} completions")
+        for index, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"reward_funcs: {name} returned {value} for completion {index}; return a number or None")
+        return values
+
+
+Scorer = TaskScorer | FunctionScorer
+
+
+def score_batch(
+    scorer: Scorer,
+    policy: Policy,
+    trajectory: Trajectory,
+    prompts: Sequence[Prompt],
+    candidates: Steps | None,
+    num_generations: int,
+) -> Scored:
+    """Rewards of finished canvases and of the one-step completions of the candidate states."""
+    texts = policy.decode(trajectory.final)
+    totals, parts, grades = scorer.final(prompts, texts)
+    values, one_step = None, [[] for _ in texts]
+    if candidates is not None:
+        values, one_step = _score_steps(scorer, policy, trajectory, prompts, candidates)
+    device = trajectory.final.device
+    rewards = Rewards(
+        final=torch.tensor(totals, dtype=torch.float64, device=device),
+        parts={name: torch.tensor(column, dtype=torch.float64, device=device) for name, column in parts.items()},
+        num_generations=num_generations,
+        num_steps=trajectory.num_steps,
+        candidates=candidates,
+        step_values=values,
+    )
+    return Scored(rewards, texts, grades, one_step)
+
+
+def _score_steps(scorer, policy, trajectory: Trajectory, prompts, candidates: Steps):
+    chosen = candidates.index.shape[1]
+    rows = torch.arange(len(candidates.index), device=candidates.index.device)[:, None]
+    canvases = trajectory.one_step[rows, candidates.index].flatten(0, 1)
+    texts = policy.decode(canvases)
+    repeated = [prompt for prompt in prompts for _ in range(chosen)]
+    values = torch.tensor(scorer.steps(repeated, texts), dtype=torch.float64, device=canvases.device)
+    return values.view(-1, chosen) * candidates.mask, [texts[i : i + chosen] for i in range(0, len(texts), chosen)]
+
+
+def _weigh(grade: Grade, weights: Mapping[str, float]) -> float:
+    return sum(weights[name] * value for name, value in grade.parts.items())
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    keys = {key for row in rows for key in row}
+    return {key: [row.get(key) for row in rows] for key in sorted(keys)}
+
+
+def _name(function: RewardFunc) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,156 @@
+"""Masked-diffusion supervised fine-tuning (LLaDA, arXiv 2502.09992): prompt clean, completion noised, 1/t weight."""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from egspo.checkpoint import Checkpoints
+from egspo.config import SFTRun
+from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs
+from egspo.evaluate import eval_sampler, evaluate
+from egspo.likelihood import score
+from egspo.ops import masking, noise
+from egspo.optim import build_optimizer, learning_rate, set_learning_rate
+from egspo.policy import Policy
+from egspo.rollout import pad_prompts
+from egspo.tasks.base import Task
+from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
+from egspo.types import Views
+
+_PLAIN = {"temperature": 1.0, "cfg_scale": 0.0}
+
+
+class SFTTrainer:
+    """Fine-tune a policy on gold completions; stops early at a target of the validation accuracy."""
+
+    def __init__(self, policy: Policy, task: Task, config: SFTRun, accelerator: Accelerator | None = None):
+        self.policy, self.task, self.config = policy, task, config
+        self.accelerator = accelerator or Accelerator()
+        self.folder = RunFolder(config.output_dir, self.accelerator.is_main_process)
+        self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=1)
+        self.problems = encode_problems(policy, self._examples(), config.sft.max_prompt_length)
+        length = config.sampler.max_completion_length
+        self.canvases = torch.tensor([policy.encode_completion(p.solution, length) for p in self.problems.prompts])
+        optimizer = build_optimizer(policy.model, config.optim)
+        policy.model.to(self.accelerator.device)
+        policy.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
+        self._scoring = config.sampler.model_copy(update=_PLAIN)
+
+    def train(self) -> Path:
+        """Run to the end or to the target; returns the folder of the model.
+
+        Raises:
+            ValueError: if the run folder belongs to another configuration.
+        """
+        config, sft = self.config, self.config.sft
+        self.folder.open(config)
+        step = self._resume()
+        began = time.monotonic() - read_time(self.folder.path)
+        reached = False
+        with Screen("SFT", sft.max_steps, self.accelerator.is_main_process) as screen:
+            while step < sft.max_steps and not reached:
+                row = self._step(step)
+                step += 1
+                row = {"step": step, "time": time.monotonic() - began, "samples": step * sft.batch_size} | row
+                self.folder.append("metrics.jsonl", [row])
+                screen.advance(step, f"loss {row['loss/sft']:.3f}")
+                if sft.eval_steps and step % sft.eval_steps == 0:
+                    reached = self._validate(step, screen)
+            if reached:
+                screen.say(f"validation reached {sft.target_score:.0%}: stopped at step {step}")
+        return self._finish()
+
+    def _examples(self):
+        sft = self.config.sft
+        if sft.data is not None:
+            return read_pairs(sft.data)
+        if sft.dataset is not None:
+            return load_hub_pairs(sft.dataset, sft.dataset_split)
+        examples = [p for p in self.task.load("train") if p.solution is not None]
+        if not examples:
+            raise ValueError(f"sft.data: task {self.task.name!r} has no solutions to learn from; give a file of pairs")
+        return examples
+
+    def _step(self, step: int) -> dict[str, float]:
+        started = time.monotonic()
+        rate = learning_rate(self.config.optim, step, self.config.sft.max_steps)
+        set_learning_rate(self.optimizer, rate)
+        self.policy.model.train()
+        views, level = self._batch(step)
+        scores = score(self.policy, views, self._scoring)
+        losses = masking.diffusion_loss(scores.token_logp[:, 0], views.scored[:, 0], level)
+        loss = losses.sum() / self.config.sft.batch_size
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.policy.model.eval()
+        return {
+            "loss/sft": float(self.accelerator.reduce(loss.detach(), "sum")),
+            "optim/grad_norm": float(norm),
+            "optim/learning_rate": rate,
+            "time/update": time.monotonic() - started,
+            "memory/peak_gb": peak_memory_gb(),
+        }
+
+    def _batch(self, step: int) -> tuple[Views, Float[Tensor, "batch"]]:
+        """This rank's share of the step's examples, noised."""
+        size, device = self.config.sft.batch_size, self.accelerator.device
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        index = torch.tensor(self.problems.order(self.config.seed, step * size, size))
+        seeds = noise.sample_seeds(self.config.seed, step, torch.arange(size))
+        level = masking.stratified_levels(noise.uniform(seeds[:1], noise.VIEWS, 0, size)[0])
+        index, seeds, level = index[rank::world], seeds[rank::world].to(device), level[rank::world].to(device)
+        tokens = self.canvases[index].to(device)
+        uniform = noise.uniform(seeds, noise.TOKENS, 0, tokens.shape[1])
+        canvas, masked = masking.noise(tokens, level, uniform, self.policy.mask_token_id)
+        return _views(self.policy, self.problems, index.tolist(), canvas, tokens, masked), level
+
+    def _validate(self, step: int, screen: Screen) -> bool:
+        config = self.config
+        prompts = self.task.load("validation")[: config.eval.limit]
+        sampler = eval_sampler(config.sampler, config.eval)
+        summary, items = evaluate(
+            self.policy, self.task, prompts, sampler, config.eval.batch_size, split="validation",
+            accelerator=self.accelerator,
+        )
+        summary["step"] = step
+        self.folder.write_evaluation(f"validation-{step:06d}", summary, items)
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(step, self.policy.model, self.optimizer, {})
+        target = config.sft.target_score
+        screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
+        return target is not None and summary["accuracy"] >= target
+
+    def _resume(self) -> int:
+        steps = self.checkpoints.steps()
+        if steps:
+            self.checkpoints.load(steps[-1], self.policy.model, self.optimizer)
+        self.folder.rewind(steps[-1] if steps else 0)
+        return steps[-1] if steps else 0
+
+    def _finish(self) -> Path:
+        target = self.folder.path / "model"
+        if self.accelerator.is_main_process:
+            self.policy.save(target)
+        self.accelerator.wait_for_everyone()
+        return target
+
+
+def _views(policy: Policy, problems: Problems, index: list[int], canvas, tokens, masked) -> Views:
+    """Noised canvases after their clean prompts, as one view a sample."""
+    prompt_ids, prompt_mask = pad_prompts(policy, [problems.encoded[i] for i in index])
+    ones = torch.ones(len(canvas), 1, device=canvas.device)
+    return Views(
+        inputs=torch.cat([prompt_ids, canvas], dim=1)[:, None],
+        attention_mask=torch.cat([prompt_mask, torch.ones_like(masked)], dim=1),
+        targets=tokens,
+        scored=masked[:, None],
+        weight=ones,
+        advantages=ones,
+        step=torch.zeros_like(ones, dtype=torch.long),
+    )

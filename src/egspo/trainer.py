@@ -1,0 +1,346 @@
+"""The reinforcement learning loop, readable as the algorithm box of a paper.
+
+One iteration: roll out groups of completions; reward them and the one-step completions an objective asks for;
+turn rewards into advantages; select denoising steps; evaluate them in few large forward passes; step. The loop
+knows nothing of any objective. Whole groups stay on a rank; denominators are global, so neither the microbatch
+size nor the number of ranks changes a gradient.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from egspo import registry
+from egspo.checkpoint import Checkpoints
+from egspo.config import RLRun
+from egspo.data import encode_problems
+from egspo.evaluate import eval_sampler, evaluate
+from egspo.likelihood import microbatches, score, separate
+from egspo.metrics import Meter, batch_metrics, transcripts
+from egspo.ops import noise
+from egspo.optim import build_optimizer, learning_rate, set_learning_rate
+from egspo.policy import Policy
+from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
+from egspo.rollout import pad_prompts, rollout
+from egspo.tasks.base import Task
+from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
+from egspo.types import Prompt, Rewards, Steps, Trajectory, Views, map_tensors
+
+Callback = Callable[["Trainer", dict[str, Any]], None]
+"""Called after each iteration with the trainer and the iteration's metrics."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a rollout batch."""
+
+    prompts: list[Prompt]
+    trajectory: Trajectory
+    scored: Scored
+    advantages: torch.Tensor
+    steps: Steps
+
+
+class Trainer:
+    """Improves a policy on a task by reinforcement learning.
+
+    Args:
+        policy: what to train; its model is prepared for the launch's devices in place.
+        task: problems and grader.
+        config: checked settings (``egspo.config.load_config`` or ``parse_config``).
+        reward_funcs: rewards instead of the task's grader: ``f(prompts, completions, **columns)``.
+        reward_weights: weights of ``reward_funcs``, 1 each by default.
+        callbacks: called after each iteration.
+
+    Raises:
+        ValueError: if no prompt is short enough, or the prompts do not share out evenly over the ranks.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        task: Task,
+        config: RLRun,
+        reward_funcs: Sequence[RewardFunc] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        accelerator: Accelerator | None = None,
+    ):
+        self.policy, self.task, self.config = policy, task, config
+        self.accelerator = accelerator or Accelerator(log_with=config.tracking.report_to or None)
+        self.objective = registry.load("objectives", config.objective.name)(config.objective)
+        self.scorer = FunctionScorer(reward_funcs, reward_weights) if reward_funcs else TaskScorer(task)
+        self.callbacks = list(callbacks)
+        self.folder = RunFolder(config.output_dir, self.accelerator.is_main_process)
+        self.checkpoints = Checkpoints(config.output_dir / "checkpoints", config.train.save_total_limit)
+        self._check_ranks()
+        self.problems = encode_problems(policy, task.load("train"), config.train.max_prompt_length)
+        policy.model.to(self.accelerator.device)
+        if config.objective.beta:
+            policy.freeze_reference()
+        optimizer = build_optimizer(policy.model, config.optim)
+        policy.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
+        self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0}
+        self.num_updates = 0
+        self.num_tokens = 0
+
+    # ---- the algorithm -------------------------------------------------------------------------------
+
+    def train(self) -> Path:
+        """Run to the end; returns the folder of the trained model or adapter.
+
+        Raises:
+            ValueError: if the run folder belongs to another configuration, or a reward function misbehaves.
+        """
+        self.folder.open(self.config)
+        self._start_trackers()
+        first = self._resume()
+        clock = time.monotonic() - read_time(self.folder.path)
+        with Screen("RL", self.config.train.max_steps, self.accelerator.is_main_process) as screen:
+            if self.problems.skipped:
+                screen.say(f"{self.problems.skipped} prompts longer than train.max_prompt_length were left out")
+            for step in range(first + 1, self.config.train.max_steps + 1):
+                meter = Meter()
+                batch = self.collect(step, meter)
+                self.update(batch, meter)
+                self._log(step, batch, meter, time.monotonic() - clock, screen)
+                self._keep(step, screen)
+        return self._finish()
+
+    def collect(self, step: int, meter: Meter) -> Batch:
+        """Rollout, rewards and advantages of one iteration."""
+        generations = self.config.train.num_generations
+        with meter.timed("time/rollout"):
+            prompts, trajectory = self._rollout(step)
+        with meter.timed("time/reward"):
+            candidates = self.objective.candidates(trajectory)
+            scored = score_batch(self.scorer, self.policy, trajectory, prompts, candidates, generations)
+            everyone = self._gather(scored.rewards)
+            if self.config.train.permute_rewards:
+                everyone = _permuted(everyone, self.config.seed, step)
+            advantages = self._own(self.objective.advantages(everyone))
+        steps = self.objective.select(trajectory, advantages)
+        return Batch(prompts, trajectory, scored, advantages, steps)
+
+    def update(self, batch: Batch, meter: Meter) -> None:
+        """All optimizer steps on one rollout batch."""
+        with meter.timed("time/update"):
+            for iteration in range(self.config.train.num_iterations):
+                for trajectory, steps, advantages in self._shares(batch):
+                    views = self.objective.views(trajectory, steps, advantages, iteration)
+                    self._optimizer_step(views, meter)
+
+    def _optimizer_step(self, views: Views, meter: Meter) -> None:
+        rate = learning_rate(self.config.optim, self.num_updates, self._total_updates())
+        set_learning_rate(self.optimizer, rate)
+        meter.add("optim/learning_rate", rate, 1)
+        self.num_updates += 1
+        views, active = self._normalise(views)
+        meter.add("steps/skipped_samples_fraction", float((~active.any(1)).sum()), len(views))
+        meter.add("update/canvases", float(active.sum()), 0)
+        meter.add("loss/policy", 0.0, float(self.accelerator.is_main_process))
+        chunks = list(microbatches(self._active(views, active), self.config.train.microbatch_size))
+        rounds = int(self._across_ranks(len(chunks), max))
+        if rounds == 0:
+            return
+        for k in range(rounds):
+            # A rank that has run out still takes part in the collectives, with a loss of zero.
+            chunk, scale = (chunks[k], 1.0) if k < len(chunks) else (_one_view(views), 0.0)
+            with self._synchronised_if(k == rounds - 1):
+                loss = self._loss(chunk, meter if scale else Meter())
+                self.accelerator.backward(loss * scale * self.accelerator.num_processes)
+        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
+        meter.add("optim/grad_norm", float(norm), 1)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _loss(self, chunk: Views, meter: Meter) -> torch.Tensor:
+        sampler, reference = self.config.sampler, None
+        exact = self.objective.wants_exact_kl
+        scores = score(self.policy, chunk, sampler, with_exact_kl=exact)
+        if self.config.objective.beta and not exact:
+            with self.policy.reference() as frozen:
+                reference = score(frozen, chunk, sampler)
+        output = self.objective.loss(scores, reference, chunk)
+        meter.merge(output.metrics)
+        return output.loss
+
+    # ---- rollouts and shares -------------------------------------------------------------------------
+
+    def _rollout(self, step: int) -> tuple[list[Prompt], Trajectory]:
+        train = self.config.train
+        index = self._own_prompts(step)
+        places = torch.tensor([place for place, _ in index])
+        sample = places[:, None] * train.num_generations + torch.arange(train.num_generations)
+        seeds = noise.sample_seeds(self.config.seed, step, sample.flatten()).to(self.policy.device)
+        repeated = [problem for _, problem in index for _ in range(train.num_generations)]
+        prompt_ids, prompt_mask = pad_prompts(self.policy, [self.problems.encoded[i] for i in repeated])
+        one_step, size = self.objective.wants_step_values, train.rollout_batch_size
+        trajectory = rollout(self.policy, prompt_ids, prompt_mask, seeds, self.config.sampler, one_step, size)
+        return [self.problems.prompts[i] for i in repeated], trajectory
+
+    def _own_prompts(self, step: int) -> list[tuple[int, int]]:
+        """(place in the global batch, problem) of this rank: each update's groups are spread over the ranks."""
+        num = self.config.train.prompts_per_step
+        order = self.problems.order(self.config.seed, (step - 1) * num, num)
+        pairs = list(enumerate(order))
+        share = num // (self._sample_shares * self.accelerator.num_processes)
+        starts = range(self.accelerator.process_index * share, num, share * self.accelerator.num_processes)
+        return [pair for start in starts for pair in pairs[start : start + share]]
+
+    def _shares(self, batch: Batch) -> Iterator[tuple[Trajectory, Steps, torch.Tensor]]:
+        """What each update of a pass trains on: some of the groups, or some of the selected steps of all."""
+        updates = self.config.train.updates_per_rollout
+        if self.config.train.update_split == "samples":
+            rows = len(batch.prompts) // updates
+            for start in range(0, len(batch.prompts), rows):
+                part = slice(start, start + rows)
+                steps = map_tensors(batch.steps, lambda t, part=part: t[part])
+                yield batch.trajectory[part], steps, batch.advantages[part]
+        else:
+            for index, mask in zip(batch.steps.index.chunk(updates, 1), batch.steps.mask.chunk(updates, 1), strict=True):
+                yield batch.trajectory, Steps(index, mask), batch.advantages
+
+    @property
+    def _sample_shares(self) -> int:
+        return self.config.train.updates_per_rollout if self.config.train.update_split == "samples" else 1
+
+    def _check_ranks(self) -> None:
+        num, world = self.config.train.prompts_per_step, self.accelerator.num_processes
+        if num % (world * self._sample_shares):
+            unit = world * self._sample_shares
+            raise ValueError(
+                f"train.prompts_per_step: {num} groups do not share out over {world} ranks and "
+                f"{self._sample_shares} updates; use a multiple of {unit}"
+            )
+
+    def _total_updates(self) -> int:
+        train = self.config.train
+        return train.max_steps * train.num_iterations * train.updates_per_rollout
+
+    def _normalise(self, views: Views) -> tuple[Views, torch.Tensor]:
+        """Weights over the global denominator, and which views can contribute."""
+        total = self._across_ranks(self.objective.denominator(views), sum)
+        return replace(views, weight=views.weight / total), self.objective.active(views)
+
+    def _active(self, views: Views, active: torch.Tensor) -> Views:
+        if not self.objective.coupled:
+            return separate(views, active)
+        rows = active.any(1)
+        return replace(views[rows], weight=(views.weight * active)[rows])
+
+    # ---- ranks ---------------------------------------------------------------------------------------
+
+    def _across_ranks(self, value: float, combine: Callable[[Sequence[float]], float]) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        return combine(gather_object([value]))
+
+    def _gather(self, rewards: Rewards) -> Rewards:
+        if self.accelerator.num_processes == 1:
+            return rewards
+        return map_tensors(rewards, self.accelerator.gather)
+
+    def _own(self, advantages: torch.Tensor) -> torch.Tensor:
+        rows = len(advantages) // self.accelerator.num_processes
+        return advantages[self.accelerator.process_index * rows :][:rows]
+
+    def _synchronised_if(self, last: bool):
+        return nullcontext() if last else self.accelerator.no_sync(self.policy.model)
+
+    # ---- records -------------------------------------------------------------------------------------
+
+    def _log(self, step: int, batch: Batch, meter: Meter, elapsed: float, screen: Screen) -> None:
+        batch_metrics(meter, batch.trajectory, batch.scored.rewards, batch.steps, batch.advantages)
+        values = meter.over_ranks(self.accelerator).result(self.objective.metric_keys)
+        self.num_tokens += int(values.pop("rollout/tokens"))
+        train = self.config.train
+        samples = step * train.prompts_per_step * train.num_generations
+        row = {"step": step, "time": elapsed, "samples": samples, "tokens": self.num_tokens, **values}
+        row["memory/peak_gb"] = peak_memory_gb()
+        self.folder.append("metrics.jsonl", [row])
+        samples = (batch.prompts, batch.scored, batch.trajectory, batch.steps, batch.advantages)
+        self.folder.append("transcripts.jsonl", transcripts(step, *samples, train.num_transcripts))
+        if self.config.tracking.report_to:
+            self.accelerator.log({k: v for k, v in row.items() if v is not None}, step=step)
+        screen.advance(step, f"reward {row['reward/mean']:.3f}")
+        for callback in self.callbacks:
+            callback(self, row)
+
+    def _start_trackers(self) -> None:
+        tracking = self.config.tracking
+        if tracking.report_to:
+            self.accelerator.project_configuration.logging_dir = str(self.folder.path / "trackers")
+            self.accelerator.init_trackers(tracking.project)
+
+    def _keep(self, step: int, screen: Screen) -> None:
+        train = self.config.train
+        if train.eval_steps and step % train.eval_steps == 0:
+            self._validate(step, screen)
+        if step == train.max_steps or (train.save_steps and step % train.save_steps == 0):
+            state = {"best": self.best, "num_updates": self.num_updates, "num_tokens": self.num_tokens}
+            if self.accelerator.is_main_process:
+                self.checkpoints.save(step, self.policy.model, self.optimizer, state)
+
+    def _validate(self, step: int, screen: Screen) -> None:
+        config = self.config
+        prompts = self.task.load("validation")[: config.eval.limit]
+        summary, items = evaluate(
+            self.policy,
+            self.task,
+            prompts,
+            eval_sampler(config.sampler, config.eval),
+            config.eval.batch_size,
+            split="validation",
+            accelerator=self.accelerator,
+        )
+        summary["step"] = step
+        self.folder.write_evaluation(f"validation-{step:06d}", summary, items)
+        screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
+        if summary["accuracy"] > self.best["accuracy"]:
+            self.best = {"accuracy": summary["accuracy"], "step": step}
+            if self.accelerator.is_main_process:
+                self.checkpoints.save_best(self.policy.model)
+
+    def _resume(self) -> int:
+        steps = self.checkpoints.steps()
+        first = steps[-1] if steps else 0
+        if steps:
+            state = self.checkpoints.load(first, self.policy.model, self.optimizer)
+            self.best, self.num_updates, self.num_tokens = state["best"], state["num_updates"], state["num_tokens"]
+        self.folder.rewind(first)
+        return first
+
+    def _finish(self) -> Path:
+        """Write the final (or best validated) model; idempotent, so a finished run may be called again."""
+        target = self.folder.path / "model"
+        if self.config.train.load_best_model_at_end:
+            self.checkpoints.load_best(self.policy.model)
+        if self.accelerator.is_main_process:
+            self.policy.save(target)
+        if self.config.tracking.report_to:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return target
+
+
+def _one_view(views: Views) -> Views:
+    """A first view with some weight, for a rank that has nothing of its own to evaluate."""
+    weight = torch.zeros_like(views.weight[:1])
+    weight[0, 0] = 1.0
+    return replace(views[:1], weight=weight)
+
+
+def _permuted(rewards: Rewards, seed: int, step: int) -> Rewards:
+    """Rewards shuffled over the batch: what a sample earns says nothing of what it did."""
+    key = noise.sample_seeds(seed, step, torch.zeros(1, dtype=torch.long, device=rewards.final.device))
+    order = noise.uniform(key, noise.SELECTION, 1, len(rewards.final))[0].argsort()
+    values = None if rewards.step_values is None else rewards.step_values[order]
+    return replace(rewards, final=rewards.final[order], step_values=values)
