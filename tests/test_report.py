@@ -30,44 +30,26 @@ def config(objective: str = "egspo", **train) -> dict:
 
 def iteration(step: int, random: np.random.Generator) -> dict:
     mean = 0.3 + 0.5 * step / 60 + 0.03 * random.normal()
-    return {
-        "step": step,
-        "time": 12.5 * step,
-        "samples": 128 * step,
-        "tokens": 2048 * step,
-        "reward/mean": mean,
-        "reward/std": 0.25,
-        "reward/zero_std_fraction": 0.2 * random.random(),
-        "reward/solved": mean**2,
-        "reward/cells": mean,
-        "rollout/entropy_selected": 1.5 - step / 100,
-        "rollout/entropy_all": 0.7 - step / 200,
-        "steps/selected_mean_index": 2.5,
-        "steps/advantage_abs": 0.2 + 0.02 * random.random(),
-        "loss/policy": 0.01 * random.normal(),
-        "loss/clip_fraction": 0.02,
-        "loss/kl": None if step == 1 else 0.001 * step,
-        "optim/grad_norm": 0.2 + 0.05 * random.random(),
-        "optim/learning_rate": 2e-4 * (1 - step / 61),
-        "time/rollout": 8.0,
-        "time/reward": 0.5,
-        "time/update": 4.0,
-        "memory/peak_gb": 3.25,
+    equal, kl = 0.2 * random.random(), None if step == 1 else 0.001 * step
+    areas = {
+        "reward": {"mean": mean, "std": 0.25, "zero_std_fraction": equal, "solved": mean**2, "cells": mean},
+        "rollout": {"entropy_selected": 1.5 - step / 100, "entropy_all": 0.7 - step / 200},
+        "steps": {"selected_mean_index": 2.5, "advantage_abs": 0.2 + 0.02 * random.random()},
+        "loss": {"policy": 0.01 * random.normal(), "clip_fraction": 0.02, "kl": kl},
+        "optim": {"grad_norm": 0.2 + 0.05 * random.random(), "learning_rate": 2e-4 / step},
+        "time": {"rollout": 8.0, "reward": 0.5, "update": 4.0},
+        "memory": {"peak_gb": 3.25},
     }
+    values = {f"{area}/{name}": value for area, names in areas.items() for name, value in names.items()}
+    return {"step": step, "time": 12.5 * step, "samples": 128 * step, "tokens": 2048 * step, **values}
 
 
 def transcript(step: int, place: int, random: np.random.Generator) -> dict:
     entropy = [1.8 * math.exp(-t / 3) * (1 - step / 150) + 0.1 * random.random() for t in range(NUM_STEPS)]
-    chosen = sorted(int(t) for t in random.choice(4, size=2, replace=False))
-    steps = [
-        {
-            "step": t,
-            "entropy": entropy[t],
-            "one_step": f"one-step text {step}-{place}-{t}",
-            "step_reward": 0.25,
-            "advantage": 0.3 * random.normal(),
-        }
-        for t in chosen
+    selected = [
+        {"step": int(t), "entropy": entropy[t], "one_step": f"one-step text {t}", "step_reward": 0.25}
+        | {"advantage": 0.3 * random.normal()}
+        for t in sorted(random.choice(4, size=2, replace=False))
     ]
     return {
         "step": step,
@@ -81,15 +63,16 @@ def transcript(step: int, place: int, random: np.random.Generator) -> dict:
         "advantage": None,
         "entropy": entropy,
         "last_step": 6,
-        "selected": steps,
+        "selected": selected,
     }
 
 
 def evaluation(accuracy: float, split: str, step: int | None = None) -> dict:
     ends = [accuracy - 0.04, accuracy + 0.04]
-    counts = {"cells": {"right": 700, "of": 1000, "share": 0.7}}
-    scores = {"split": split, "n": 512, "accuracy": accuracy, "ci95": ends, "step": step, "counts": counts}
-    return {"task": "sudoku", "model": "base", "name": "any", **scores, "diffusion_steps": NUM_STEPS}
+    scores = {"n": 512, "accuracy": accuracy, "ci95": ends, "reward": 0.25}
+    scores["counts"] = {"cells": {"right": 700, "of": 1000, "share": 0.7}}
+    settings = {"task": "sudoku", "model": "base", "split": split, "diffusion_steps": NUM_STEPS}
+    return {"name": "any", "step": step, **scores, **settings}
 
 
 def lines(rows: list[dict]) -> str:
@@ -219,7 +202,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
     expected += ["60", "7,680", "12.5 min", "3.2 GB"]
     assert cells[: len(expected)] == expected
     assert "Objective: egspo · Task: sudoku · Model: GSAI-ML/LLaDA-8B-Instruct" in text
-    assert "cells: 700 of 1000 (70.0 %)" in cells and "diffusion_steps 8" in cells
+    assert "cells: 700 of 1000 (70.0 %), reward 0.250" in cells and "diffusion_steps 8" in cells
 
 
 def test_transcripts_are_the_first_and_the_last(tmp_path):
@@ -279,11 +262,7 @@ def test_repeated_steps_of_a_resumed_run_count_once(tmp_path):
         ("metrics.jsonl", None, "run: not a run folder, metrics.jsonl is missing; give"),
         ("metrics.jsonl", "", "metrics.jsonl: no training iteration is recorded; let"),
         ("metrics.jsonl", '{"step": 1, "rew', "metrics.jsonl: no training iteration is recorded; let"),
-        (
-            "metrics.jsonl",
-            '{"step": 1}\n{"st\n{"step": 3}\n',
-            "metrics.jsonl: line 2 is not a JSON object with a step",
-        ),
+        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "metrics.jsonl: line 2 is not a JSON object"),
         ("metrics.jsonl", '{"step": 1}\n\n[2]\n', "metrics.jsonl: line 3 is not a JSON object with a step"),
         ("metrics.jsonl", '{"reward/mean": 1}\n', "metrics.jsonl: line 1 is not a JSON object with a step"),
         ("transcripts.jsonl", "\x00\n{}\n", "transcripts.jsonl: line 1 is not a JSON object with a step"),
@@ -310,11 +289,8 @@ def test_arguments_that_are_no_folders(tmp_path):
 
 
 def test_same_files_give_the_same_bytes(tmp_path):
-    first = make_run(tmp_path / "a" / "run")
-    second = make_run(tmp_path / "b" / "run")
-    write_report([first], tmp_path / "1.html")
-    write_report([second], tmp_path / "2.html")
-    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+    first, second = (report(make_run(tmp_path / place / "run")) for place in ("a", "b"))
+    assert first == second
 
 
 def test_a_long_run_makes_a_light_page(tmp_path):

@@ -56,10 +56,11 @@ def build_model(preset: str, tokenizer: PreTrainedTokenizerFast, max_sequence_le
     config = LLaDAConfig(
         **PRESETS[preset],
         vocab_size=len(tokenizer),
-        rope_theta=10000.0,
+        rope_theta=100.0,
         max_sequence_length=max_sequence_length,
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        init_std=0.06,
         pad_token_id=tokenizer.pad_token_id,
     )
     return LLaDAModelLM(config)

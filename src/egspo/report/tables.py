@@ -9,7 +9,20 @@ from egspo.report.read import Row, Run, before_after, interval, is_validation, n
 
 CONTROL = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 """Control characters are shown by their pictures: a model may write any byte."""
-KNOWN = ("task", "model", "split", "n", "accuracy", "ci95", "step", "name", "counts", "file")
+KNOWN = (
+    "task",
+    "model",
+    "split",
+    "n",
+    "correct",
+    "accuracy",
+    "ci95",
+    "reward",
+    "counts",
+    "step",
+    "name",
+    "file",
+)
 SUMMARY = ("Run", "Objective", "Task", "Model", "Before (%)", "After (%)", "Change")
 SUMMARY += ("Final reward", "Final loss", "Iterations", "Samples", "Time", "Peak memory")
 EVALUATIONS = ("Run", "Evaluation", "Task", "Split", "Step", "Problems", "Accuracy (%)")
@@ -114,7 +127,7 @@ def _evaluation_table(found: Sequence[tuple[Run, Row]], several: bool) -> str:
             shown(number(row.get("step")), ","),
             shown(number(row.get("n")), ","),
             _accuracy(row),
-            text(_counts(row)) or None,
+            text(_finer(row)) or None,
             text(", ".join(_scalars({k: v for k, v in row.items() if k not in KNOWN}))) or None,
         )
         for run, row in found
@@ -122,13 +135,14 @@ def _evaluation_table(found: Sequence[tuple[Run, Row]], several: bool) -> str:
     return table(EVALUATIONS, rows, numeric=EVALUATIONS[4:7])
 
 
-def _counts(row: Row) -> str:
-    counts = (row.get("counts") or {}).items()
-    return ", ".join(
-        f"{name}: {c.get('right')} of {c.get('of')} ({100 * c['share']:.1f} %)"
-        for name, c in counts
-        if number(c.get("share")) is not None
-    )
+def _finer(row: Row) -> str:
+    """Counts, for instance of Sudoku cells, and the mean reward."""
+    found = [
+        f"{name}: {count.get('right')} of {count.get('of')} ({100 * count['share']:.1f} %)"
+        for name, count in (row.get("counts") or {}).items()
+        if number(count.get("share")) is not None
+    ]
+    return ", ".join(found + [f"reward {row['reward']:.3f}"] * (number(row.get("reward")) is not None))
 
 
 def _scalars(settings: Row) -> Iterable[str]:

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from egspo import answers
 from egspo.answers import ExpressionError
 from egspo.tasks import base
-from egspo.tasks.base import Part, TaskConfig
+from egspo.tasks.base import SPLITS, Part, TaskConfig
 from egspo.types import Grade, Prompt
 
 Tree = int | tuple[str, "Tree", "Tree"]
@@ -96,12 +96,10 @@ class Task(base.Task):
     Config = Config
 
     def load(self, split: str) -> Sequence[Prompt]:
-        rows, seen = [], set()
-        for part in ("test", "validation", "train"):
+        order, rows, seen = SPLITS[::-1], [], set()
+        for part in order[: order.index(split) + 1]:
             rows = self._rows(part, seen)
             seen |= {_key(problem) for _, problem, _ in rows}
-            if part == split:
-                break
         return [self._prompt(*row) for row in rows]
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
@@ -109,10 +107,10 @@ class Task(base.Task):
         text = answers.answer_or_text(completion, bare=self.config.prompt == "compact")
         if text is None:
             return _grade(None, "no closed answer")
-        left, _, right = (part.strip().strip("$") for part in text.strip().partition("="))
+        left, equals, right = (part.strip().strip("$") for part in text.strip().partition("="))
         try:
             value, used = answers.evaluate_expression(left)
-            stated = answers.evaluate_expression(right) if "=" in text else (target, [abs(target)])
+            stated = answers.evaluate_expression(right) if equals else (target, [abs(target)])
         except ExpressionError as error:
             return _grade(text, f"no expression: {error}")
         if sorted(used) != sorted(numbers):
@@ -240,7 +238,7 @@ def _missing(a, target: int) -> Iterator[tuple[str, Any]]:
     whole = isinstance(a, int)
     if a and not (whole and target % a):
         yield "*", target // a if whole else target / a
-    if target and not (whole and a % target):
+    if a and target and not (whole and a % target):
         yield "/", a // target if whole else a / target
 
 

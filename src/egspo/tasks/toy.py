@@ -65,6 +65,8 @@ class Task(base.Task):
     def _prompt(self, pair: str) -> Prompt:
         content = pair
         if self.config.prompt == "instruct":
-            content = f"Write the first digit of {pair} {self.config.width} times in a row and nothing else."
+            content = (
+                f"Here are two digits: {pair}. Write the first one {self.config.width} times, nothing else."
+            )
         answer = pair[0] * self.config.width
         return Prompt(({"role": "user", "content": content},), {"answer": answer}, answer, f"pair-{pair}")
