@@ -117,10 +117,13 @@ class SFTConfig(Section):
 
     max_steps: int = Field(1000, ge=1)
     batch_size: int = Field(64, ge=1, description="examples an optimizer step, over all ranks")
-    data: Path | None = Field(None, description="JSON lines with prompt and completion, or messages; default: the task's")
+    data: Path | None = Field(
+        None, description="JSON lines with prompt and completion, or messages; default: the task's own solutions"
+    )
     dataset: str | None = Field(None, description="hub data set with the same columns (needs egspo[data])")
     dataset_split: str = "train"
-    max_prompt_length: int = Field(1024, ge=1)
+    max_prompt_length: int = Field(1024, ge=1, description="tokens; a longer prompt is skipped and counted")
+    save_steps: int = Field(200, ge=0, description="optimizer steps between checkpoints; 0: none but the last")
     eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0: none")
     target_score: float | None = Field(
         None, gt=0, le=1, description="stop once the validation accuracy reaches it: RL needs a mediocre base"
@@ -171,9 +174,19 @@ class BaseRun(Section):
 
 
 class SFTRun(BaseRun):
-    """Configuration of ``egspo sft``."""
+    """Configuration of ``egspo sft``; ``task`` may be left out where ``sft.data`` or ``sft.dataset`` is given."""
 
+    task: SerializeAsAny[TaskConfig] | None = None
     sft: SFTConfig = SFTConfig()
+
+    def problems(self) -> list[str]:
+        if self.task is not None:
+            return []
+        if self.sft.eval_steps:
+            return [f"sft.eval_steps: {self.sft.eval_steps} validates on a task; set task.name, or eval_steps=0"]
+        if self.sft.data is None and self.sft.dataset is None:
+            return ["task: missing; set task.name, sft.data or sft.dataset to have something to learn from"]
+        return []
 
 
 class RLRun(BaseRun):
@@ -252,17 +265,16 @@ def parse_config(kind: type[Run], values: dict[str, Any]) -> Run:
 
 
 def _parse_section(kind: type[BaseRun], key: str, value: Any) -> tuple[Any, list[str]]:
-    annotation = kind.model_fields[key].annotation
+    annotation = {"task": TaskConfig, "objective": ObjectiveConfig}.get(key, kind.model_fields[key].annotation)
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return value, []
     if not isinstance(value, dict):
         return None, [f"{key}: {value!r} is not a section; write {key}.NAME=value or a mapping"]
     try:
-        if issubclass(annotation, TaskConfig | ObjectiveConfig):
-            folder = f"{key}s"
+        if key in ("task", "objective"):
             if "name" not in value:
-                return None, [f"{key}.name: missing; known: {', '.join(registry.names(folder))}"]
-            annotation = registry.load(folder, value["name"]).Config
+                return None, [f"{key}.name: missing; known: {', '.join(registry.names(key + 's'))}"]
+            annotation = registry.load(f"{key}s", value["name"]).Config
         return annotation.model_validate(value), []
     except ValidationError as error:
         return None, _explain(error, annotation, f"{key}.")

@@ -61,7 +61,7 @@ def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: b
         with policy.reference() as frozen:
             _, ref_logp = acting(frozen)
         kl = _unpack(exact_kl(logp, ref_logp), positions, keep, length)
-    place_logp = torch.zeros(len(inputs), device=inputs.device)
+    place_logp = logp.new_zeros(len(inputs))
     if order is not None:
         untempered = acting_logp(logits, 1.0, policy.suppressed)
         choice = choice_logits(untempered, sampler.position_temperature)

@@ -1,6 +1,7 @@
 """The policy: the one file that knows how a model is loaded, adapted, masked and put beside its reference."""
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -27,11 +28,13 @@ class Policy:
     frozen copy of the weights taken by ``freeze_reference``.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str):
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str, folder: Path | None = None):
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
         """Where the weights came from, for model cards and summaries."""
+        self.folder = folder
+        """Folder of the weights on this machine, if that is where they came from."""
         self.mask_token_id = int(unwrap(model).config.mask_token_id)
         self.end_token_ids = _end_token_ids(tokenizer)
         self.suppressed = (self.mask_token_id,)
@@ -49,8 +52,9 @@ class Policy:
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
         positions: Int[Tensor, "batch places"] | None = None,
     ) -> Float[Tensor, "batch places vocab"]:
-        """Scores of the token at each of ``positions`` (default: all), in float32."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, positions=positions).logits.float()
+        """Scores of the token at each of ``positions`` (default: all), in float32 (or float64, if the model is)."""
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, positions=positions).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     @contextmanager
     def reference(self) -> Iterator["Policy"]:
@@ -109,19 +113,24 @@ class Policy:
 
 
 def load_policy(
-    name: str,
+    name: str | Path,
     adapter: str | None = None,
     dtype: str = "float32",
     device: str | torch.device | None = None,
 ) -> Policy:
     """Load a policy from a folder, a hub name or a model shipped with the package (``tiny:NAME``).
 
-    Never runs remote code.
+    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base. Never runs
+    remote code.
 
     Raises:
         ValueError: if the model's type is unknown or its files are missing.
     """
-    return build_policy(ModelConfig(model_name_or_path=name, adapter=adapter, dtype=dtype), device=device)
+    found = Path(_resolve(str(name)))
+    if adapter is None and (found / "adapter_config.json").is_file():
+        base = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name, adapter = base, str(found)
+    return build_policy(ModelConfig(model_name_or_path=str(name), adapter=adapter, dtype=dtype), device=device)
 
 
 def build_policy(
@@ -140,13 +149,20 @@ def build_policy(
         model = _adapt(model, config)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Policy(model.to(device), tokenizer, config.model_name_or_path or f"{config.init} preset")
+    if config.init is not None:
+        return Policy(model.to(device), tokenizer, f"fresh {config.init}")
+    folder = Path(config.adapter or _resolve(config.model_name_or_path))
+    return Policy(model.to(device), tokenizer, config.model_name_or_path, folder if folder.is_dir() else None)
 
 
 def shipped_models() -> list[str]:
     """Names of the models in the package, to be used as ``tiny:NAME``."""
-    folder = resources.files("egspo") / "models" / "shipped"
+    folder = shipped_folder(".")
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
+def shipped_folder(name: str) -> Path:
+    return Path(str(resources.files("egspo") / "models" / "shipped" / name))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -155,7 +171,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = _resolve(name)
+    path = str(_resolve(name))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -172,15 +188,17 @@ def _load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
-def _resolve(name: str) -> str:
-    if not name.startswith("tiny:"):
-        return name
-    shipped = name.removeprefix("tiny:")
-    if shipped not in shipped_models():
-        raise ValueError(
-            f"model.model_name_or_path: no shipped model {name!r}{registry.suggest(shipped, shipped_models())}"
-        )
-    return str(resources.files("egspo") / "models" / "shipped" / shipped)
+def _resolve(name: str) -> str | Path:
+    """The folder behind a shipped model or a run folder; any other name as it is."""
+    if name.startswith("tiny:"):
+        shipped = name.removeprefix("tiny:")
+        if shipped not in shipped_models():
+            raise ValueError(
+                f"model.model_name_or_path: no shipped model {name!r}{registry.suggest(shipped, shipped_models())}"
+            )
+        return shipped_folder(shipped)
+    inside = Path(name) / "model"
+    return inside if inside.is_dir() else name
 
 
 def _adapt(model: nn.Module, config: ModelConfig) -> nn.Module:

@@ -29,3 +29,13 @@ def suggest(word: str, known) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def load_task(name: str, **settings):
+    """A task by name, with its settings (those of the ``task`` section).
+
+    Raises:
+        ValueError: for an unknown name or an impossible setting.
+    """
+    task = load("tasks", name)
+    return task(task.Config(name=name, **settings))

@@ -85,12 +85,11 @@ def rollout(
 
 @dataclass
 class _Record:
-    """What is written while a batch is denoised."""
+    """What is written while a batch is denoised, one entry of each list a step."""
 
     canvas: Tensor
-    reveal_step: Tensor
-    reveal_order: Tensor
-    token_logp: Tensor
+    places: list[Tensor] = field(default_factory=list)
+    token_logp: list[Tensor] = field(default_factory=list)
     position_logp: list[Tensor] = field(default_factory=list)
     entropy: list[Tensor] = field(default_factory=list)
     one_step: list[Tensor] = field(default_factory=list)
@@ -99,12 +98,11 @@ class _Record:
 def _denoise(policy, prompt_ids, prompt_mask, seeds, sampler: SamplerConfig, one_step: bool) -> Trajectory:
     length = sampler.max_completion_length
     canvas = torch.full((len(seeds), length), policy.mask_token_id, device=prompt_ids.device)
-    record = _Record(canvas, torch.zeros_like(canvas), torch.zeros_like(canvas), torch.zeros(canvas.shape).to(canvas.device))
+    record = _Record(canvas)
     attention = torch.cat([prompt_mask, torch.ones_like(canvas, dtype=torch.bool)], dim=1)
     schedule = reveal_schedule(length, sampler.block_length, sampler.diffusion_steps)
     for step, (start, end, count) in enumerate(schedule):
-        hidden = record.reveal_step.new_ones(canvas.shape) if step == 0 else (canvas == policy.mask_token_id)
-        positions = _hidden_positions(hidden, start, length if one_step else end)
+        positions = _hidden_positions(canvas == policy.mask_token_id, start, length if one_step else end)
         logits = guided_logits(
             policy,
             torch.cat([prompt_ids, canvas], dim=1),
@@ -144,13 +142,11 @@ def _reveal(record: _Record, step, positions, logits, count, seeds, sampler: Sam
     scores = position_scores(sampler.remasking, untempered, drawn, uniform, sampler.position_temperature)
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     places = positions.gather(1, chosen)
-    tokens = drawn.gather(1, chosen)
-    record.canvas.scatter_(1, places, tokens)
-    record.reveal_step.scatter_(1, places, step)
-    record.reveal_order.scatter_(1, places, torch.arange(count, device=places.device).expand_as(places))
-    record.token_logp.scatter_(1, places, gather_logp(logp, drawn).gather(1, chosen).to(record.token_logp.dtype))
-    record.entropy.append(entropy(logp).gather(1, chosen).sum(1).float())
-    record.position_logp.append(_position_logp(untempered, chosen, sampler).float())
+    record.canvas.scatter_(1, places, drawn.gather(1, chosen))
+    record.places.append(places)
+    record.token_logp.append(gather_logp(logp, drawn).gather(1, chosen))
+    record.position_logp.append(_position_logp(untempered, chosen, sampler))
+    record.entropy.append(entropy(logp).gather(1, chosen).sum(1))
 
 
 def _position_logp(untempered: Tensor, chosen: Tensor, sampler: SamplerConfig) -> Tensor:
@@ -160,24 +156,30 @@ def _position_logp(untempered: Tensor, chosen: Tensor, sampler: SamplerConfig) -
         return plackett_luce_logp(choice_logits(untempered, sampler.position_temperature), order)
     if sampler.remasking == "random":
         constant = random_order_logp(untempered.shape[1], chosen.shape[1])
-        return torch.full((len(chosen),), constant, device=chosen.device)
-    return torch.zeros(len(chosen), device=chosen.device)
+        return untempered.new_full((len(chosen),), constant)
+    return untempered.new_zeros(len(chosen))
 
 
 def _trajectory(record: _Record, policy, prompt_ids, prompt_mask, seeds, sampler: SamplerConfig) -> Trajectory:
     mask = completion_mask(record.canvas, policy.end_token_ids)
+    # Every position is revealed once, so a row's places are a permutation of the canvas.
+    places = torch.cat(record.places, dim=1)
+    steps = torch.cat([torch.full_like(p, step) for step, p in enumerate(record.places)], dim=1)
+    ranks = torch.cat([torch.arange(p.shape[1], device=p.device).expand_as(p) for p in record.places], dim=1)
+    reveal_step = torch.empty_like(places).scatter_(1, places, steps)
+    token_logp = torch.cat(record.token_logp, dim=1)
     return Trajectory(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         final=record.canvas,
-        reveal_step=record.reveal_step,
-        reveal_order=record.reveal_order,
-        token_logp=record.token_logp,
+        reveal_step=reveal_step,
+        reveal_order=torch.empty_like(places).scatter_(1, places, ranks),
+        token_logp=torch.empty_like(token_logp).scatter_(1, places, token_logp),
         position_logp=torch.stack(record.position_logp, dim=1),
         entropy=torch.stack(record.entropy, dim=1),
         one_step=torch.stack(record.one_step, dim=1) if record.one_step else None,
         completion_mask=mask,
-        last_step=last_informative_step(record.reveal_step, mask),
+        last_step=last_informative_step(reveal_step, mask),
         seeds=seeds,
         mask_token_id=policy.mask_token_id,
         block_length=sampler.block_length,

@@ -17,6 +17,7 @@ from egspo.ops import masking, noise
 from egspo.optim import build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.rollout import pad_prompts
+from egspo.settings import save_settings
 from egspo.tasks.base import Task
 from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
 from egspo.types import Views
@@ -27,9 +28,9 @@ _PLAIN = {"temperature": 1.0, "cfg_scale": 0.0}
 class SFTTrainer:
     """Fine-tune a policy on gold completions; stops early at a target of the validation accuracy."""
 
-    def __init__(self, policy: Policy, task: Task, config: SFTRun, accelerator: Accelerator | None = None):
+    def __init__(self, policy: Policy, task: Task | None, config: SFTRun, accelerator: Accelerator | None = None):
         self.policy, self.task, self.config = policy, task, config
-        self.accelerator = accelerator or Accelerator()
+        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         self.folder = RunFolder(config.output_dir, self.accelerator.is_main_process)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=1)
         self.problems = encode_problems(policy, self._examples(), config.sft.max_prompt_length)
@@ -48,9 +49,8 @@ class SFTTrainer:
         """
         config, sft = self.config, self.config.sft
         self.folder.open(config)
-        step = self._resume()
+        step, reached = self._resume()
         began = time.monotonic() - read_time(self.folder.path)
-        reached = False
         with Screen("SFT", sft.max_steps, self.accelerator.is_main_process) as screen:
             while step < sft.max_steps and not reached:
                 row = self._step(step)
@@ -60,6 +60,8 @@ class SFTTrainer:
                 screen.advance(step, f"loss {row['loss/sft']:.3f}")
                 if sft.eval_steps and step % sft.eval_steps == 0:
                     reached = self._validate(step, screen)
+                if reached or step == sft.max_steps or (sft.save_steps and step % sft.save_steps == 0):
+                    self._save(step, reached)
             if reached:
                 screen.say(f"validation reached {sft.target_score:.0%}: stopped at step {step}")
         return self._finish()
@@ -120,23 +122,29 @@ class SFTTrainer:
         )
         summary["step"] = step
         self.folder.write_evaluation(f"validation-{step:06d}", summary, items)
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(step, self.policy.model, self.optimizer, {})
         target = config.sft.target_score
         screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
         return target is not None and summary["accuracy"] >= target
 
-    def _resume(self) -> int:
+    def _save(self, step: int, reached: bool) -> None:
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(step, self.policy.model, self.optimizer, {"reached": reached})
+
+    def _resume(self) -> tuple[int, bool]:
+        """The step to go on from, and whether the target had been reached."""
         steps = self.checkpoints.steps()
-        if steps:
-            self.checkpoints.load(steps[-1], self.policy.model, self.optimizer)
         self.folder.rewind(steps[-1] if steps else 0)
-        return steps[-1] if steps else 0
+        if not steps:
+            return 0, False
+        return steps[-1], self.checkpoints.load(steps[-1], self.policy.model, self.optimizer)["reached"]
 
     def _finish(self) -> Path:
         target = self.folder.path / "model"
         if self.accelerator.is_main_process:
             self.policy.save(target)
+            learned = self.task.name if self.task else self.config.sft.data or self.config.sft.dataset
+            about = {"summary": f"sft on {learned}, from {self.policy.source}"}
+            save_settings(target, self.task, self.config.sampler, about)
         self.accelerator.wait_for_everyone()
         return target
 

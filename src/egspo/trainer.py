@@ -29,6 +29,7 @@ from egspo.optim import build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
 from egspo.rollout import pad_prompts, rollout
+from egspo.settings import save_settings
 from egspo.tasks.base import Task
 from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
 from egspo.types import Prompt, Rewards, Steps, Trajectory, Views, map_tensors
@@ -74,7 +75,9 @@ class Trainer:
         accelerator: Accelerator | None = None,
     ):
         self.policy, self.task, self.config = policy, task, config
-        self.accelerator = accelerator or Accelerator(log_with=config.tracking.report_to or None)
+        self.accelerator = accelerator or Accelerator(
+            cpu=not torch.cuda.is_available(), log_with=config.tracking.report_to or None
+        )
         self.objective = registry.load("objectives", config.objective.name)(config.objective)
         self.scorer = FunctionScorer(reward_funcs, reward_weights) if reward_funcs else TaskScorer(task)
         self.callbacks = list(callbacks)
@@ -325,6 +328,8 @@ class Trainer:
             self.checkpoints.load_best(self.policy.model)
         if self.accelerator.is_main_process:
             self.policy.save(target)
+            about = {"summary": f"{self.objective.name} on {self.task.name}, from {self.policy.source}"}
+            save_settings(target, self.task, self.config.sampler, about)
         if self.config.tracking.report_to:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()

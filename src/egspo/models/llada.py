@@ -79,7 +79,7 @@ class LLaDAConfig(PretrainedConfig):
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, the statistics in float32."""
+    """``x / sqrt(mean(x^2) + eps) * weight``, the statistics in float32 at least."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -87,7 +87,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+        return F.rms_norm(at_least_float32(x), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
 
 
 def rotary_angles(
@@ -103,10 +103,21 @@ def rotary_angles(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in float32 (RoFormer, arXiv 2104.09864), half-split layout."""
-    x32 = x.float()
-    left, right = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+    """Rotary position embedding in float32 at least (RoFormer, arXiv 2104.09864), half-split layout."""
+    wide = at_least_float32(x)
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision widened; float64, in which exactness is tested, left alone."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at(x: Tensor, positions: Int[Tensor, "batch places"]) -> Tensor:
+    """Rows of the sequence axis, which is the last but one."""
+    index = positions.view(len(positions), *[1] * (x.ndim - 3), -1, 1)
+    return x.expand(len(positions), *x.shape[1:]).gather(-2, index.expand(-1, *x.shape[1:-2], -1, x.shape[-1]))
 
 
 class LLaDABlock(nn.Module):
@@ -128,17 +139,24 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attn_norm(x), cos, sin, bias)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Residual stream after the block; only at ``positions`` if given (they still attend to all)."""
+        h = self.attn_norm(x)
+        k = rotate(self._heads(self.k_proj(h)), cos, sin)
+        v = self._heads(self.v_proj(h))
+        if positions is not None:
+            x, h, cos, sin = at(x, positions), at(h, positions), at(cos, positions), at(sin, positions)
+        q = rotate(self._heads(self.q_proj(h)), cos, sin)
+        x = x + self._attend(q, k, v, mask)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
-    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (
-            proj(h).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if k.shape[1] != q.shape[1]:
             repeats = self.n_heads // k.shape[1]
             k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
@@ -216,14 +234,16 @@ class LLaDAModelLM(PreTrainedModel):
         parts = self.model.transformer
         x = parts["wte"](input_ids)
         cos, sin = rotary_angles(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
-        for block in parts["blocks"]:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, bias, use_reentrant=False)
-            else:
-                x = block(x, cos, sin, bias)
-        if positions is not None:
-            x = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        *body, last = parts["blocks"]
+        for block in body:
+            x = self._run(block, x, cos, sin, bias)
+        x = self._run(last, x, cos, sin, bias, positions)
         return MaskedLMOutput(logits=parts["ff_out"](parts["ln_f"](x)))
+
+    def _run(self, block: LLaDABlock, *inputs: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
 
 def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -25,10 +25,15 @@ def acting_logp(
 def draw(
     logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]
 ) -> Int[Tensor, "*batch"]:
-    """Inverse-CDF sampling: the first token whose cumulative probability exceeds the uniform number."""
+    """Inverse-CDF sampling: the first token whose cumulative probability exceeds the uniform number.
+
+    A token of probability 0 is never drawn.
+    """
     cdf = logp.double().exp().cumsum(-1)
-    point = uniform.double().unsqueeze(-1) * cdf[..., -1:]
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp_(max=logp.shape[-1] - 1)
+    total = cdf[..., -1:]
+    # Rounding must not lift the point to the total, behind which only the last token is left.
+    point = torch.minimum(uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
 
 
 def entropy(logp: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

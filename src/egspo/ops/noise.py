@@ -21,8 +21,9 @@ def uniform(seeds: Int[Tensor, "batch"], stream: int, step: int, num: int) -> Fl
     """Numbers in (0, 1), one for each of ``num`` places of each sample."""
     state = fold(fold(seeds, stream), step)
     places = torch.arange(num, device=seeds.device)
-    bits = fold(state[:, None], places[None, :]) & ((1 << 53) - 1)
-    return (bits.double() + 0.5) / (1 << 53)
+    # 52 bits, so that the half is exact: with 53 the greatest number would round to 1.
+    bits = _shift(fold(state[:, None], places[None, :]), 1) & ((1 << 52) - 1)
+    return (bits.double() + 0.5) / (1 << 52)
 
 
 def sample_seeds(seed: int, step: int, index: Int[Tensor, "batch"]) -> Int[Tensor, "batch"]:

@@ -3,7 +3,7 @@
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from egspo.ops.logprobs import entropy, gather_logp
@@ -31,7 +31,7 @@ def position_scores(
     rule: Remasking,
     logp: Float[Tensor, "batch places vocab"],
     drawn: Int[Tensor, "batch places"],
-    uniform: Float[Tensor, "batch places"],
+    uniform: Float64[Tensor, "batch places"],
     position_temperature: float,
 ) -> Float[Tensor, "batch places"]:
     """Score of each candidate position, highest revealed first. ``logp`` is untempered.
@@ -46,10 +46,9 @@ def position_scores(
         case "top_prob":
             return logp.amax(-1)
         case "plackett_luce":
-            gumbel = -torch.log(-torch.log(uniform.to(torch.float64)))
-            return (choice_logits(logp, position_temperature) + gumbel).to(logp.dtype)
+            return choice_logits(logp, position_temperature) - torch.log(-torch.log(uniform))
         case "random":
-            return uniform.to(logp.dtype)
+            return uniform
         case "entropy":
             return -entropy(logp)
         case "margin":

@@ -1,13 +1,14 @@
 """What a task is: problems in three splits, a prompt for each, and a grader that can be trusted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from egspo.records import Row, read_records
 from egspo.types import Grade, Prompt
 
 SPLITS = ("train", "validation", "test")
@@ -20,23 +21,36 @@ class TaskConfig(BaseModel):
 
     name: str = Field(description="file name of the task")
     data: Path | None = Field(None, description="file of problems to use as the test split")
-    seed: int = Field(0, description="seed of generated problems and of the split")
+    seed: int = Field(0, ge=0, description="seed of generated problems and of the split")
     prompt: Literal["instruct", "compact"] = Field(
-        "instruct", description="instruct: a worded prompt for pretrained models; compact: symbols only, for tiny ones"
+        "instruct",
+        description="instruct: a worded prompt for pretrained models; compact: symbols only, for tiny ones",
     )
     reward_weights: dict[str, float] = Field(
         default_factory=dict, description="weights of the final reward's parts, over the task's defaults"
     )
     step_reward_weights: dict[str, float] | None = Field(
-        None, description="weights of the step rewards' parts; default: the correctness parts of reward_weights"
+        None,
+        description="weights of the step rewards' parts; default: the correctness parts of reward_weights",
     )
 
-    @field_validator("data")
+    @field_validator("data", "train_data", check_fields=False)
     @classmethod
-    def _exists(cls, data: Path | None) -> Path | None:
-        if data is not None and not data.is_file():
-            raise ValueError(f"no such file: {data}; give the path of a file of problems")
-        return data
+    def _exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"no such file: {path}; give the path of a file of problems")
+        return path
+
+
+class GeneratedConfig(TaskConfig):
+    """Settings of a task that generates its problems, and may read them from files instead."""
+
+    num_train: int = Field(
+        20_000, ge=1, description="generated training problems, unless train_data is given"
+    )
+    num_validation: int = Field(500, ge=1, description="generated validation problems")
+    num_test: int = Field(1_000, ge=1, description="generated test problems, unless data is given")
+    train_data: Path | None = Field(None, description="file of training problems (.jsonl or .csv, also .gz)")
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,6 @@ class Task(ABC):
     parts: ClassVar[Mapping[str, Part]]
     grade_fields: ClassVar[tuple[str, ...]]
     """Fields, besides ``generation``, that a line of ``egspo grade`` input needs."""
-    max_number_token: ClassVar[int | None] = None
-    """Tiny tokenizers made for this task have one token for each whole number up to this one."""
     Config: ClassVar[type[TaskConfig]] = TaskConfig
 
     def __init__(self, config: TaskConfig):
@@ -70,13 +82,24 @@ class Task(ABC):
         self._check_weights("reward_weights", config.reward_weights)
         self._check_weights("step_reward_weights", config.step_reward_weights or {})
 
-    @abstractmethod
+    @property
+    def max_number_token(self) -> int | None:
+        """Tiny tokenizers made for this task have one token for each whole number up to this one."""
+        return None
+
     def load(self, split: str) -> Sequence[Prompt]:
         """Problems of ``train``, ``validation`` or ``test``: the same list each time for the same settings.
 
         Raises:
-            ValueError: for a missing or broken file (with file and line) or an impossible setting.
+            ValueError: for an unknown split, a broken file (with file and line) or an impossible setting.
         """
+        if split not in SPLITS:
+            raise ValueError(f"split: {split!r} is unknown; give one of {', '.join(SPLITS)}")
+        return self._load(split)
+
+    @abstractmethod
+    def _load(self, split: str) -> Sequence[Prompt]:
+        """What `load` returns; the split is a known one."""
 
     @abstractmethod
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
@@ -111,4 +134,70 @@ class Task(ABC):
     def _check_weights(self, key: str, weights: Mapping[str, float]) -> None:
         for name in weights:
             if name not in self.parts:
-                raise ValueError(f"task.{key}: {self.name} has no part {name!r}; its parts: {', '.join(self.parts)}")
+                raise ValueError(
+                    f"task.{key}: {self.name} has no part {name!r}; its parts: {', '.join(self.parts)}"
+                )
+
+
+Problem = tuple[dict[str, Any], str | None]
+"""Fields of a problem and its solution, if one is known."""
+
+
+class GeneratedTask(Task):
+    """A task that generates its problems; a file given as ``data`` or ``train_data`` replaces a split."""
+
+    config: GeneratedConfig
+
+    @abstractmethod
+    def _generate(self, split: str) -> Sequence[Problem]:
+        """The ``num_*`` problems of a split, none of which equals one of the splits after it.
+
+        Raises:
+            ValueError: if there are fewer, with the setting and how many there are.
+        """
+
+    @abstractmethod
+    def _parse(self, row: Row, split: str) -> Problem | None:
+        """The problem of a row of a file; None for one that the settings leave out.
+
+        Raises:
+            ValueError: for a row that holds no problem.
+        """
+
+    @abstractmethod
+    def _key(self, fields: Mapping[str, Any]) -> Hashable:
+        """What two equal problems have in common."""
+
+    @abstractmethod
+    def _question(self, fields: Mapping[str, Any]) -> str:
+        """The prompt's text, in the style of the settings."""
+
+    def _load(self, split: str) -> list[Prompt]:
+        if split == "test" and self.config.data is not None:
+            return self._read(self.config.data, "data", split)
+        if split == "train" and self.config.train_data is not None:
+            return self._train_prompts(self.config.train_data)
+        return [self._prompt(f"{split}-{i}", *problem) for i, problem in enumerate(self._generate(split))]
+
+    def _train_prompts(self, path: Path) -> list[Prompt]:
+        held_out = self._held_out("train")
+        prompts = [p for p in self._read(path, "train_data", "train") if self._key(p.fields) not in held_out]
+        if not prompts:
+            raise ValueError(
+                f"task.train_data: {path} has no problem that is not in validation or test; give more"
+            )
+        return prompts
+
+    def _held_out(self, split: str) -> set[Hashable]:
+        """Keys of the problems of the splits after this one."""
+        later = SPLITS[SPLITS.index(split) + 1 :]
+        return {self._key(prompt.fields) for other in later for prompt in self._load(other)}
+
+    def _read(self, path: Path, field: str, split: str) -> list[Prompt]:
+        problems = read_records(path, f"task.{field}", lambda row: self._parse(row, split))
+        return [self._prompt(name, *problem) for name, problem in problems if problem is not None]
+
+    def _prompt(self, name: str, fields: dict[str, Any], solution: str | None) -> Prompt:
+        if solution is not None and self.config.prompt == "instruct":
+            solution = f"<answer>\n{solution}\n</answer>"
+        return Prompt(({"role": "user", "content": self._question(fields)},), fields, solution, name)

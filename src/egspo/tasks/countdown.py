@@ -2,12 +2,16 @@
 
 The published reward: 1 for a right answer, 0.1 for a well-formed one that uses the right numbers, else 0.
 Arithmetic is exact and nothing is evaluated as code (`egspo.answers.evaluate_expression`).
+
+Solutions are written in one form, so that a model that learns from them need not guess between spellings of
+one calculation: no parentheses that change nothing, what is added before what is subtracted, what multiplies
+before what divides, and among these the larger value first. ``5*(1+8)`` is written ``(8+1)*5``, ``7-(5-9)``
+is ``9+7-5``. The grader accepts any form.
 """
 
-import gzip
 import itertools
-import json
 import math
+import operator
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +24,21 @@ from pydantic import Field, field_validator, model_validator
 
 from egspo import answers
 from egspo.answers import ExpressionError
+from egspo.records import Row
 from egspo.tasks import base
-from egspo.tasks.base import SPLITS, Part, TaskConfig
+from egspo.tasks.base import GeneratedConfig, Part, Problem
 from egspo.types import Grade, Prompt
 
 Tree = int | tuple[str, "Tree", "Tree"]
-Problem = tuple[tuple[int, ...], int]
 
 LARGEST = 10**9
 MOST_SOLVED = 5
 """Problems of files with more numbers than this get no solution: the search would take seconds each."""
 VAIN_DRAWS = 20_000
 """Draws in a row without a new problem after which there are taken to be no more."""
+TRIES = 10
+"""Draws for one target and one choice of operators, so that those which are hard to meet are not rare."""
+_LEFT_OPERAND = {"+": operator.sub, "-": operator.add, "*": operator.floordiv, "/": operator.mul}
 INSTRUCTION = """\
 Reach the target {target} with the numbers {numbers}. Use every number exactly once, and only addition (+), \
 subtraction (-), multiplication (*), division (/) and parentheses.
@@ -42,25 +49,16 @@ the expression
 </answer>"""
 
 
-class Config(TaskConfig):
-    """Settings of generated problems, and files to read instead."""
+class Config(GeneratedConfig):
+    """Settings of generated problems, and of the rows of a training file."""
 
     num_numbers: int = Field(3, ge=2, le=6, description="numbers of a generated problem")
     max_number: int = Field(99, ge=2, le=1_000, description="largest number of a generated problem")
     min_target: int = Field(10, ge=1, le=1_000_000, description="smallest target of a generated problem")
     max_target: int = Field(100, ge=1, le=1_000_000, description="largest target of a generated problem")
-    operators: str = Field("+-*/", description="operators of generated problems; the grader takes all four")
-    num_train: int = Field(20_000, ge=1, description="generated training problems")
-    num_validation: int = Field(500, ge=1, description="generated validation problems")
-    num_test: int = Field(1_000, ge=1, description="generated test problems, unless data is given")
-    train_data: Path | None = Field(None, description="file of training problems (.jsonl or .jsonl.gz)")
+    operators: str = Field("+-*/", description="operators of generated solutions; the grader takes all four")
     any_count: bool = Field(False, description="keep rows of train_data that do not have num_numbers numbers")
     solve_train_data: bool = Field(False, description="find solutions for train_data (SFT needs them)")
-
-    @field_validator("train_data")
-    @classmethod
-    def _train_data_exists(cls, path: Path | None) -> Path | None:
-        return cls._exists(path)
 
     @field_validator("operators")
     @classmethod
@@ -79,12 +77,12 @@ class Config(TaskConfig):
         return self
 
 
-class Task(base.Task):
+class Task(base.GeneratedTask):
     """Reach a target with given numbers, each used exactly once (d1, arXiv 2504.12216)."""
 
     name = "countdown"
     description = "Countdown: reach a target with 3 numbers; generated, or read from a file"
-    version = "1"
+    version = "2"
     source = "d1, arXiv 2504.12216; Jiayi-Pan/Countdown-Tasks-3to4"
     parts: ClassVar[Mapping[str, Part]] = {
         "correct": Part("1 for an expression that uses each number once and equals the target", 1.0),
@@ -92,18 +90,14 @@ class Task(base.Task):
         "closeness": Part("1 / (1 + |value - target|) if each number is used once, else 0", 0.0),
     }
     grade_fields = ("numbers", "target")
-    max_number_token = 100
     Config = Config
 
-    def load(self, split: str) -> Sequence[Prompt]:
-        order, rows, seen = SPLITS[::-1], [], set()
-        for part in order[: order.index(split) + 1]:
-            rows = self._rows(part, seen)
-            seen |= {_key(problem) for _, problem, _ in rows}
-        return [self._prompt(*row) for row in rows]
+    @property
+    def max_number_token(self) -> int:
+        return max(self.config.max_number, self.config.max_target)
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
-        numbers, target = _problem(fields.get("numbers"), fields.get("target"))
+        numbers, target = _read_problem(fields.get("numbers"), fields.get("target"))
         text = answers.answer_or_text(completion, bare=self.config.prompt == "compact")
         if text is None:
             return _grade(None, "no closed answer")
@@ -122,184 +116,147 @@ class Task(base.Task):
             return _grade(text, f"says that it equals {_short(stated[0])}", formed=1.0, closeness=closeness)
         return _grade(text, f"reaches {target}", correct=1.0, closeness=1.0)
 
-    def _rows(self, split: str, seen: set) -> list[tuple[str, Problem, str | None]]:
-        """(id, problem, solution) of a split that shares no problem with those ``seen``."""
-        config = self.config
-        if split == "test" and config.data is not None:
-            return [(name, problem, solve(*problem)) for name, problem in _read(config.data)]
-        if split == "train" and config.train_data is not None:
-            return self._train_rows(config.train_data, seen)
-        rng = random.Random(f"{config.seed} {split}")
-        problems = _generate(config, f"num_{split}", set(seen), rng)
-        return [(f"{split}-{i}", problem, solution) for i, (problem, solution) in enumerate(problems)]
+    def _generate(self, split: str) -> list[Problem]:
+        seen, problems = self._held_out(split), []
+        wanted, rng = getattr(self.config, f"num_{split}"), random.Random(f"{self.config.seed} {split}")
+        while len(problems) < wanted:
+            draws = (_draw_problem(self.config, rng) for _ in range(VAIN_DRAWS))
+            new = next((drawn for drawn in draws if drawn and self._key(drawn[0]) not in seen), None)
+            if new is None:
+                raise ValueError(
+                    f"task.num_{split}: {wanted} problems, but only {len(problems)} were found besides those of "
+                    f"later splits; lower task.num_{split} to that, or widen the ranges of task.max_number, "
+                    "min_target and max_target"
+                )
+            seen.add(self._key(new[0]))
+            problems.append(new)
+        return problems
 
-    def _train_rows(self, path: Path, seen: set) -> list[tuple[str, Problem, str | None]]:
-        config, rows = self.config, []
-        for name, problem in _read(path):
-            if _key(problem) not in seen and (config.any_count or len(problem[0]) == config.num_numbers):
-                rows.append((name, problem, solve(*problem) if config.solve_train_data else None))
-        if not rows:
+    def _parse(self, row: Row, split: str) -> Problem | None:
+        given = row.get("numbers", row.get("input")), row.get("target", row.get("output"))
+        numbers, target = _read_problem(*given)
+        if split == "train" and not self.config.any_count and len(numbers) != self.config.num_numbers:
+            return None
+        wanted = split == "test" or self.config.solve_train_data
+        return {"numbers": numbers, "target": target}, solve(numbers, target) if wanted else None
+
+    def _read(self, path: Path, field: str, split: str) -> list[Prompt]:
+        prompts = super()._read(path, field, split)
+        if not prompts:
             raise ValueError(
-                f"task.train_data: {path} has no problem of {config.num_numbers} numbers that is not in "
-                "test or validation; change task.num_numbers or set task.any_count"
+                f"task.{field}: {path} has no problem of {self.config.num_numbers} numbers; change "
+                "task.num_numbers or set task.any_count"
             )
-        return rows
+        return prompts
 
-    def _prompt(self, name: str, problem: Problem, solution: str | None) -> Prompt:
-        (numbers, target), compact = problem, self.config.prompt == "compact"
-        content = f"{','.join(map(str, numbers))}={target}"
-        if not compact:
-            content = INSTRUCTION.format(numbers=", ".join(map(str, numbers)), target=target)
-            solution = solution and f"<answer>\n{solution}\n</answer>"
-        fields = {"numbers": numbers, "target": target}
-        return Prompt(({"role": "user", "content": content},), fields, solution, name)
+    def _key(self, fields: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+        """The numbers in any order, and the target."""
+        return tuple(sorted(fields["numbers"])), fields["target"]
+
+    def _question(self, fields: Mapping[str, Any]) -> str:
+        numbers, target = map(str, fields["numbers"]), fields["target"]
+        if self.config.prompt == "compact":
+            return f"{','.join(numbers)}={target}"
+        return INSTRUCTION.format(numbers=", ".join(numbers), target=target)
 
 
 @lru_cache(maxsize=65_536)
 def solve(numbers: tuple[int, ...], target: int) -> str | None:
     """An expression that uses each number once and equals the target; None if there is none.
 
-    Prefers one whose intermediate results are whole and positive; searches all rational ones otherwise. Not
-    for more than `MOST_SOLVED` numbers: None.
+    Prefers one that is found by way of positive whole numbers; searches all rational ones otherwise. Not for
+    more than `MOST_SOLVED` numbers: None.
     """
     if not 2 <= len(numbers) <= MOST_SOLVED:
         return None
-    tree = _search(numbers, target)
-    return write(_search(tuple(map(Fraction, numbers)), target) if tree is None else tree)
+    tree = _search([(number, number) for number in numbers], target)
+    tree = tree or _search([(Fraction(number), number) for number in numbers], target)
+    return None if tree is None else write(tree)
 
 
-def write(tree: Tree | None) -> str | None:
-    """A tree (sign, left, right) with as few parentheses as its value allows."""
-    return tree if tree is None else _write(tree)[0]
-
-
-def _write(tree: Tree) -> tuple[str, str]:
-    """Text of a tree, and the sign that binds it together."""
-    if not isinstance(tree, tuple):
-        return str(tree), ""
-    sign, (left, left_sign), (right, right_sign) = tree[0], _write(tree[1]), _write(tree[2])
-    if sign in "*/" and left_sign and left_sign in "+-":
-        left = f"({left})"
-    if right_sign and (sign == "/" or (sign in "-*" and right_sign in "+-")):
-        right = f"({right})"
-    return f"{left}{sign}{right}", sign
-
-
-def _search(numbers: tuple, target: int) -> Tree | None:
-    """Values of every subset from below, the last operation from the target above.
-
-    Ints are combined to positive ints only, Fractions to any Fractions.
-    """
-    everything = (1 << len(numbers)) - 1
-    reach = {1 << i: {number: number} for i, number in enumerate(numbers)}
-    for subset in sorted(range(1, everything), key=int.bit_count):
-        if subset in reach:
-            continue
-        values = reach[subset] = {}
-        for part in _parts(subset):
-            for (a, left), (b, right) in itertools.product(reach[part].items(), reach[subset ^ part].items()):
-                for sign, value in _combine(a, b):
-                    values.setdefault(value, (sign, left, right))
-    for part in _parts(everything):
-        others = reach[everything ^ part]
-        for a, left in reach[part].items():
-            for sign, b in _missing(a, target):
-                if b in others:
-                    return sign, left, others[b]
+def _search(terms: list[tuple[Any, Tree]], target: int) -> Tree | None:
+    """Puts the result of two terms (value, tree) in their place until one is left that equals the target."""
+    if len(terms) == 1:
+        return terms[0][1] if terms[0][0] == target else None
+    for i, j in itertools.permutations(range(len(terms)), 2):
+        (a, left), (b, right) = terms[i], terms[j]
+        others = [term for k, term in enumerate(terms) if k not in (i, j)]
+        for sign, value in _combine(a, b):
+            tree = _search([*others, (value, (sign, left, right))], target)
+            if tree is not None:
+                return tree
     return None
 
 
-def _parts(subset: int) -> Iterator[int]:
-    """Non-empty proper subsets of a set of bits."""
-    part = (subset - 1) & subset
-    while part:
-        yield part
-        part = (part - 1) & subset
-
-
 def _combine(a, b) -> Iterator[tuple[str, Any]]:
-    yield "+", a + b
-    yield "*", a * b
-    if isinstance(a, int):
-        if a > b:
-            yield "-", a - b
-        if a % b == 0:
-            yield "/", a // b
-    else:
-        yield "-", a - b
-        if b:
-            yield "/", a / b
-
-
-def _missing(a, target: int) -> Iterator[tuple[str, Any]]:
-    """Second operands that turn ``a`` into the target."""
-    yield "+", target - a
-    yield "-", a - target
+    """Operations on two values in this order: ints to positive ints only, Fractions to any Fractions."""
     whole = isinstance(a, int)
-    if a and not (whole and target % a):
-        yield "*", target // a if whole else target / a
-    if a and target and not (whole and a % target):
-        yield "/", a // target if whole else a / target
+    if a >= b:
+        yield "+", a + b
+        yield "*", a * b
+    if a > b or not whole:
+        yield "-", a - b
+    if b and not (whole and a % b):
+        yield "/", a // b if whole else a / b
 
 
-def _generate(config: Config, field: str, seen: set, rng: random.Random) -> list[tuple[Problem, str]]:
-    """Problems that are not in ``seen`` and differ from each other, solved in positive whole numbers.
-
-    A problem is drawn from its target down: an operator, two operands that give the value, and so on.
-    """
-    problems, vain, wanted = [], 0, getattr(config, field)
-    while len(problems) < wanted:
-        target = rng.randint(config.min_target, config.max_target)
-        tree = _draw(rng, target, config.num_numbers, config)
-        numbers = [] if tree is None else _leaves(tree)
-        key = (tuple(sorted(numbers)), target)
-        if tree is None or key in seen:
-            vain += 1
-            if vain == VAIN_DRAWS:
-                raise ValueError(
-                    f"task.{field}: only {len(problems)} of {wanted} different problems found; lower "
-                    f"task.{field} or widen the ranges of task.max_number, min_target and max_target"
-                )
-            continue
-        vain = 0
-        seen.add(key)
-        rng.shuffle(numbers)
-        problems.append(((tuple(numbers), target), write(tree)))
-    return problems
+def write(tree: Tree) -> str:
+    """The one form of a tree (sign, left, right) that the module describes."""
+    if not isinstance(tree, tuple):
+        return str(tree)
+    chain = "+-" if tree[0] in "+-" else "*/"
+    terms = [(sign, write(operand)) for sign, operand in _terms(tree, chain)]
+    terms.sort(key=lambda term: (term[0] == chain[1], -answers.evaluate_expression(term[1])[0], term[1]))
+    if chain == "*/":
+        terms = [(sign, text if text.isdigit() else f"({text})") for sign, text in terms]
+    return "".join(itertools.chain.from_iterable(terms))[1:]
 
 
-def _draw(rng: random.Random, value: int, count: int, config: Config) -> Tree | None:
-    """A random tree of ``count`` numbers with the given value; None if the draw came to nothing."""
-    if count == 1:
-        return value if value <= config.max_number else None
-    num_left = rng.randrange(1, count)
-    sign = rng.choice(config.operators)
-    largest = config.max_number ** (1 if num_left == 1 else 2)
-    operands = _split(rng, sign, value, largest, config.max_number)
-    if operands is None:
+def _terms(tree: Tree, chain: str) -> list[tuple[str, Tree]]:
+    """Signs and operands of a whole sum (``chain`` "+-") or product ("*/"), its parentheses resolved."""
+    if not isinstance(tree, tuple) or tree[0] not in chain:
+        return [(chain[0], tree)]
+    sign, left, right = tree
+    turned = dict(zip(chain, chain if sign == chain[0] else chain[::-1], strict=True))
+    return _terms(left, chain) + [(turned[inner], operand) for inner, operand in _terms(right, chain)]
+
+
+def _draw_problem(config: Config, rng: random.Random) -> Problem | None:
+    """A problem solved in positive whole numbers, drawn from its target down; None if the draw found none."""
+    target = rng.randint(config.min_target, config.max_target)
+    signs = rng.choices(config.operators, k=config.num_numbers - 1)
+    draws = (_draw(rng, target, rng.sample(signs, len(signs)), config.max_number) for _ in range(TRIES))
+    tree = next(filter(None, draws), None)
+    if tree is None or set(solution := write(tree)) & set("+-*/") - set(config.operators):
         return None
-    left = _draw(rng, operands[0], num_left, config)
-    right = None if left is None else _draw(rng, operands[1], count - num_left, config)
+    numbers = _leaves(tree)
+    rng.shuffle(numbers)
+    return {"numbers": tuple(numbers), "target": target}, solution
+
+
+def _draw(rng: random.Random, value: int, signs: list[str], max_number: int) -> Tree | None:
+    """A random tree of the given operators and value, never with a factor or divisor 1; None if it failed."""
+    if not signs:
+        return value if value <= max_number else None
+    sign, *others = signs
+    num_left = rng.randint(0, len(others))
+    choices = _right_operands(sign, value, max_number ** (2 if num_left else 1), max_number)
+    if not choices:
+        return None
+    operand = rng.choice(choices)
+    left = _draw(rng, _LEFT_OPERAND[sign](value, operand), others[:num_left], max_number)
+    right = None if left is None else _draw(rng, operand, others[num_left:], max_number)
     return None if right is None else (sign, left, right)
 
 
-def _split(
-    rng: random.Random, sign: str, value: int, largest_left: int, largest_right: int
-) -> tuple[int, int] | None:
-    """Positive whole operands that give a value, never a factor or divisor 1; None if the draw finds none."""
+def _right_operands(sign: str, value: int, largest_left: int, largest_right: int) -> Sequence[int]:
     if sign == "+":
-        choices = range(1, value)
-    elif sign == "-":
-        choices = range(1, min(largest_left - value, largest_right) + 1)
-    elif sign == "*":
-        choices = _factors(value)
-    else:
-        choices = range(2, min(largest_left // value, largest_right) + 1)
-    if not choices:
-        return None
-    right = rng.choice(choices)
-    left = {"+": value - right, "-": value + right, "*": value // right, "/": value * right}[sign]
-    return left, right
+        return range(1, value)
+    if sign == "*":
+        return _factors(value)
+    if sign == "-":
+        return range(1, min(largest_left - value, largest_right) + 1)
+    return range(2, min(largest_left // value, largest_right) + 1)
 
 
 @lru_cache(maxsize=65_536)
@@ -310,11 +267,6 @@ def _factors(value: int) -> list[int]:
 
 def _leaves(tree: Tree) -> list[int]:
     return _leaves(tree[1]) + _leaves(tree[2]) if isinstance(tree, tuple) else [tree]
-
-
-def _key(problem: Problem) -> Problem:
-    """What makes two problems the same: the numbers in any order, and the target."""
-    return tuple(sorted(problem[0])), problem[1]
 
 
 def _grade(text: str | None, reason: str, **parts: float) -> Grade:
@@ -330,7 +282,7 @@ def _short(value: Fraction) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _problem(numbers: Any, target: Any) -> Problem:
+def _read_problem(numbers: Any, target: Any) -> tuple[tuple[int, ...], int]:
     """Numbers and target of a row: ints, or text as in d1's file.
 
     Raises:
@@ -349,28 +301,3 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,10}\s*", value):
         value = int(value)
     return value if type(value) is int and abs(value) <= LARGEST else None
-
-
-def _read(path: Path) -> Iterator[tuple[str, Problem]]:
-    """(id, problem) of every row: ``numbers`` and ``target``, or d1's ``input`` "a,b,c" and ``output``.
-
-    Raises:
-        ValueError: for an unreadable file or a broken row, with its line.
-    """
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise ValueError(f"{path}: unknown kind of file; give .jsonl or .jsonl.gz")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            rows = [(line, text) for line, text in enumerate(file, 1) if text.strip()]
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable jsonl file ({error}); save it as UTF-8 text") from error
-    if not rows:
-        raise ValueError(f"{path}: holds no problems; give one JSON object with numbers and target per line")
-    for line, text in rows:
-        try:
-            row = json.loads(text)
-            row = row if isinstance(row, dict) else {}
-            problem = _problem(row.get("numbers", row.get("input")), row.get("target", row.get("output")))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}; write one JSON object per line") from error
-        yield f"{path.name}:{line}", problem

@@ -9,23 +9,20 @@ relabelling, so a test grid always has relatives in training; and a file given a
 whose solution also solves some test puzzle (only the puzzles themselves are dropped).
 """
 
-import csv
-import gzip
 import itertools
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache, partial
-from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from egspo import answers
+from egspo.records import Row
 from egspo.tasks import base
-from egspo.tasks.base import SPLITS, Part, TaskConfig
-from egspo.types import Grade, Prompt
+from egspo.tasks.base import SPLITS, GeneratedConfig, Part, Problem
+from egspo.types import Grade
 
 CELLS = 16
 NUM_GRIDS = 288
@@ -44,23 +41,13 @@ the 16 digits
 _LAYOUT = re.compile(r"(?:[\s0-9,;:|&+\-_=\[\](){}\"'`*/\u2500-\u257f]|\\hline|\\\\)*")
 
 
-class Config(TaskConfig):
-    """Settings of generated puzzles, and files to read instead."""
+class Config(GeneratedConfig):
+    """Settings of generated puzzles."""
 
     blanks: tuple[int, int] = Field((6, 10), description="fewest and most empty cells of a generated puzzle")
     train_blanks: tuple[int, int] | None = Field(
         None, description="the same for the train split; default: blanks"
     )
-    num_train: int = Field(20_000, ge=1, description="generated training puzzles")
-    num_validation: int = Field(500, ge=1, description="generated validation puzzles")
-    num_test: int = Field(1_000, ge=1, description="generated test puzzles, unless data is given")
-    seed: int = Field(0, ge=0, description="seed of generated puzzles and of the split")
-    train_data: Path | None = Field(None, description="file of training puzzles (.csv or .jsonl, also .gz)")
-
-    @field_validator("train_data")
-    @classmethod
-    def _train_data_exists(cls, path: Path | None) -> Path | None:
-        return cls._exists(path)
 
     @field_validator("blanks", "train_blanks")
     @classmethod
@@ -73,7 +60,7 @@ class Config(TaskConfig):
         return blanks
 
 
-class Task(base.Task):
+class Task(base.GeneratedTask):
     """Complete a 4x4 Sudoku (d1, arXiv 2504.12216)."""
 
     name = "sudoku"
@@ -87,20 +74,6 @@ class Task(base.Task):
     }
     grade_fields = ("puzzle",)
     Config = Config
-
-    def load(self, split: str) -> Sequence[Prompt]:
-        config = self.config
-        if split == "test" and config.data is not None:
-            return self._prompts(_read(config.data))
-        if split == "train" and config.train_data is not None:
-            others = [*self.load("validation"), *self.load("test")]
-            held_out = {prompt.fields["puzzle"] for prompt in others}
-            return self._prompts([row for row in _read(config.train_data) if row[1] not in held_out])
-        blanks = (config.train_blanks if split == "train" else None) or config.blanks
-        rng = np.random.default_rng([config.seed, SPLITS.index(split)])
-        num = getattr(config, f"num_{split}")
-        puzzles = _generate(self._grids_of(split), blanks, num, f"num_{split}", rng)
-        return self._prompts([(f"{split}-{i}", *pair) for i, pair in enumerate(puzzles)])
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         puzzle = str(fields.get("puzzle"))
@@ -122,22 +95,55 @@ class Task(base.Task):
         counts = {"cells": (right, num_blanks)}
         return Grade(fault is None, parts, grid, fault or "solves the puzzle", counts)
 
-    def _prompts(self, rows: Sequence[tuple[str, str, str]]) -> list[Prompt]:
-        compact = self.config.prompt == "compact"
-        prompts = []
-        for name, puzzle, solution in rows:
-            content = puzzle if compact else INSTRUCTION.format(puzzle=puzzle)
-            target = solution if compact else f"<answer>\n{solution}\n</answer>"
-            fields = {"puzzle": puzzle, "solution": solution}
-            prompts.append(Prompt(({"role": "user", "content": content},), fields, target, name))
-        return prompts
+    def _generate(self, split: str) -> list[Problem]:
+        """Different puzzles with one solution each.
+
+        The number of blanks is uniform over its range (shares differ by at most one puzzle); given that
+        number, every puzzle that has one solution, among the grids of the split, is equally likely.
+        """
+        chosen, num = self._grids_of(split), getattr(self.config, f"num_{split}")
+        low, high = (self.config.train_blanks if split == "train" else None) or self.config.blanks
+        kinds = range(low, high + 1)
+        possible = [np.flatnonzero(_unique(count)[chosen]) for count in kinds]
+        most = min(len(indices) * len(kinds) + i for i, indices in enumerate(possible))
+        if num > most:
+            raise ValueError(
+                f"task.num_{split}: {num} puzzles with {low} to {high} blanks, as many of each, but only "
+                f"{most} exist in this split; lower task.num_{split} to that, or change the range of blanks"
+            )
+        rng = np.random.default_rng([self.config.seed, SPLITS.index(split)])
+        drawn = []
+        for i, (count, indices) in enumerate(zip(kinds, possible, strict=True)):
+            masks, wanted = _masks(count), num // len(kinds) + (i < num % len(kinds))
+            picked = indices[rng.choice(len(indices), wanted, replace=False)]
+            drawn.append(np.stack([chosen[picked // len(masks)], masks[picked % len(masks)]], 1))
+        number, mask = rng.permutation(np.concatenate(drawn)).T
+        solved = grids()[number]
+        puzzles = solved * ((mask[:, None] >> np.arange(CELLS)) & 1 == 0)
+        return [_problem(*pair) for pair in zip(_texts(puzzles), _texts(solved), strict=True)]
+
+    def _parse(self, row: Row, split: str) -> Problem:
+        puzzle, solution = str(row.get("puzzle")), row.get("solution") or None
+        known = _texts(solutions(puzzle))
+        if solution is not None and solution not in known:
+            raise ValueError(
+                f"solution: {solution!r} does not solve the puzzle {puzzle!r}; correct or omit it"
+            )
+        return _problem(puzzle, solution or known[0])
+
+    def _key(self, fields: Mapping[str, Any]) -> str:
+        return fields["puzzle"]
+
+    def _question(self, fields: Mapping[str, Any]) -> str:
+        return fields["puzzle"] if self.config.prompt == "compact" else INSTRUCTION.format(**fields)
 
     def _grids_of(self, split: str) -> np.ndarray:
         """Which of the 288 grids may solve puzzles of a split: 48 for test, the rest 4 to 1."""
         order = np.random.default_rng([self.config.seed, len(SPLITS)]).permutation(NUM_GRIDS)
         test = order[: NUM_GRIDS // 6]
         if self.config.data is not None:
-            used = {bytes(grid) for _, puzzle, _ in _read(self.config.data) for grid in solutions(puzzle)}
+            puzzles = [prompt.fields["puzzle"] for prompt in self._load("test")]
+            used = {bytes(grid) for puzzle in puzzles for grid in solutions(puzzle)}
             test = np.array([i for i, grid in enumerate(grids()) if bytes(grid) in used])
         rest = order[~np.isin(order, test)]
         if len(rest) < 5:
@@ -223,33 +229,8 @@ def _fault(puzzle: str, grid: str) -> str | None:
     return None
 
 
-def _generate(
-    chosen: np.ndarray, blanks: tuple[int, int], num: int, field: str, rng: np.random.Generator
-) -> list[tuple[str, str]]:
-    """Different puzzles with one solution each, as (puzzle, solution).
-
-    The number of blanks is uniform over its range (shares differ by at most one puzzle); given that number,
-    every puzzle that has one solution, among ``chosen`` grids, is equally likely.
-    """
-    low, high = blanks
-    share, more = divmod(num, high - low + 1)
-    drawn = []
-    for extra, count in enumerate(range(low, high + 1)):
-        masks, unique = _masks(count), _unique(count)[chosen]
-        possible = np.flatnonzero(unique)
-        wanted = share + (extra < more)
-        if len(possible) < wanted:
-            raise ValueError(
-                f"task.{field}: {num} puzzles with {low} to {high} blanks need {wanted} with {count} "
-                f"blanks, but only {len(possible)} exist in this split; lower task.{field} or change the "
-                "range of blanks"
-            )
-        picked = possible[rng.choice(len(possible), wanted, replace=False)]
-        drawn.append(np.stack([chosen[picked // len(masks)], masks[picked % len(masks)]], 1))
-    number, mask = rng.permutation(np.concatenate(drawn)).T
-    solved = grids()[number]
-    puzzles = solved * ((mask[:, None] >> np.arange(CELLS)) & 1 == 0)
-    return list(zip(_texts(puzzles), _texts(solved), strict=True))
+def _problem(puzzle: str, solution: str) -> Problem:
+    return {"puzzle": puzzle, "solution": solution}, solution
 
 
 def _texts(cells: np.ndarray) -> list[str]:
@@ -288,60 +269,3 @@ def _unique(count: int) -> np.ndarray:
         for cells in sets:
             row &= (masks & cells) != cells
     return unique
-
-
-def _read(path: Path) -> list[tuple[str, str, str]]:
-    """(id, puzzle, solution) of every row of a file; a missing solution is found.
-
-    Raises:
-        ValueError: for an unreadable file or a broken row, with its line.
-    """
-    rows = []
-    for line, row in _rows(path):
-        try:
-            puzzle, solution = str(row.get("puzzle")), row.get("solution") or None
-            known = _texts(solutions(puzzle))
-            if solution is not None and solution not in known:
-                raise ValueError(
-                    f"solution: {solution!r} does not solve the puzzle {puzzle!r}; correct or omit it"
-                )
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from error
-        rows.append((f"{path.name}:{line}", puzzle, solution or known[0]))
-    if not rows:
-        raise ValueError(f"{path}: holds no puzzles; give a file with the columns puzzle and solution")
-    return rows
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and lower-case columns of every row of a CSV or JSONL file, gzipped or not."""
-    kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
-    if kind not in ("csv", "jsonl"):
-        raise ValueError(f"{path}: unknown kind of file; give .csv, .csv.gz, .jsonl or .jsonl.gz")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            yield from (_csv_rows if kind == "csv" else partial(_json_rows, path))(file)
-    except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable {kind} file ({error}); save it as UTF-8 text") from error
-
-
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file)
-    for row in reader:
-        yield reader.line_num, {str(key).strip().lower(): value for key, value in row.items()}
-
-
-def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, 1):
-        if text.strip():
-            yield line, _json_object(path, line, text)
-
-
-def _json_object(path: Path, line: int, text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {line}: not JSON ({error}); write one object per line") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {line}: not a JSON object; write one object per line")
-    return {key.lower(): value for key, value in row.items()}

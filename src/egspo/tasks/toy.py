@@ -44,7 +44,7 @@ class Task(base.Task):
     grade_fields = ("answer",)
     Config = Config
 
-    def load(self, split: str) -> Sequence[Prompt]:
+    def _load(self, split: str) -> Sequence[Prompt]:
         """Pairs of digits by the difference of the two: 0 is test, 1 validation, the others train."""
         digits, shift = range(self.config.num_symbols), self.config.seed
         pairs = [(a, b, (b - a + shift) % self.config.num_symbols) for a in digits for b in digits]

@@ -1,0 +1,39 @@
+# make demo | test | test-long | check | bench
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+# glibc gives memory back and asks for it again at every step unless told not to.
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-long check bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+## Train a small diffusion LM by SFT, improve it by EGSPO-SA, evaluate both, draw report.html.
+## DATA=FILE evaluates on a public puzzle file too; OUT=DIR is where the runs go.
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" bash examples/demo.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/seeds.py
+
+clean:
+	rm -rf $(VENV) runs

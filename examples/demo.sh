@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# SFT of a small diffusion LM, EGSPO-SA on top of it, both evaluated on held-out puzzles, and a report.
+# `make demo` runs it. A second run reuses whatever the first finished.
+#   OUT=DIR    where the runs go (default runs/demo)
+#   DATA=FILE  a public puzzle file to evaluate on too (CSV with Puzzle,Solution, or JSON lines)
+#   RANKS=N    processes of the RL run (default: the number of cores, at most 4)
+set -euo pipefail
+out=${OUT:-runs/demo}
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+ranks=${RANKS:-$((cores < 4 ? cores : 4))}
+((ranks != 3)) || ranks=2 # the groups of a batch share out over 1, 2 or 4 ranks
+
+say() { printf '\n$ %s\n' "$*"; "$@"; }
+evaluate() { # model, name, options
+  local model=$1 name=$2 && shift 2
+  [[ -s $out/rl/eval/$name.json ]] || say egspo eval "$model" --out "$out/rl/eval/$name.json" "$@"
+}
+
+say egspo sft sudoku/sft "output_dir=$out/sft"
+say torchrun --standalone --nproc_per_node "$ranks" -m egspo train sudoku/rl \
+  "model.model_name_or_path=$out/sft/model" "output_dir=$out/rl"
+evaluate "$out/sft" test-before
+evaluate "$out/rl" test-after
+if [[ -n ${DATA:-} ]]; then
+  name=$(basename "${DATA%%.*}")
+  evaluate "$out/sft" "$name-before" --data "$DATA"
+  evaluate "$out/rl" "$name-after" --data "$DATA"
+fi
+say egspo report "$out/rl"
+printf '\nrun folder: %s\nnext: egspo sample %s --index 3 --trace trace.html\n' "$out/rl" "$out/rl"

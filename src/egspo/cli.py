@@ -1,0 +1,291 @@
+"""The command line. What a user got wrong ends with one line and exit code 2."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Reinforcement learning for diffusion language models.",
+)
+
+Settings = Annotated[list[str], typer.Argument(metavar="CONFIG.yaml... [key=value...]", help="composed left to right")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="settings, e.g. task.seed=1")]
+Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
+TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
+Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
+Data = Annotated[Path | None, typer.Option(help="file of problems instead of the task's own")]
+
+
+@app.command()
+def sft(settings: Settings) -> None:
+    """Supervised fine-tuning, from scratch or from a checkpoint.
+
+    Example: egspo sft sudoku/sft output_dir=runs/sudoku-sft
+    """
+    from egspo.config import SFTRun
+    from egspo.sft import SFTTrainer
+
+    policy, task, config = _open(SFTRun, settings)
+    folder = SFTTrainer(policy, task, config).train()
+    _say(f"model: {folder}\nnext:  egspo train sudoku/rl model.model_name_or_path={folder}", config)
+
+
+@app.command()
+def train(settings: Settings) -> None:
+    """Reinforcement learning; goes on by itself where the run folder holds a checkpoint.
+
+    Example: egspo train sudoku/rl output_dir=runs/sudoku-rl objective.num_selected_steps=4
+    """
+    from egspo.config import RLRun
+    from egspo.trainer import Trainer
+
+    policy, task, config = _open(RLRun, settings)
+    Trainer(policy, task, config).train()
+    _say(f"run:  {config.output_dir}\nnext: egspo eval {config.output_dir} && egspo report {config.output_dir}", config)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    overrides: Overrides = None,
+    task: TaskName = None,
+    adapter: Adapter = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    length: Annotated[list[int] | None, typer.Option(help="canvas length; may be given several times")] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps; default: as trained, or half the length")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="problems at most")] = None,
+    seed: Annotated[int, typer.Option(help="matters only at a temperature above 0")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    out: Annotated[Path | None, typer.Option(help="summary as FILE.json, items beside it as FILE.jsonl")] = None,
+) -> None:
+    """Accuracy on a task, greedy unless set otherwise (sampler.temperature=…).
+
+    Example: egspo eval tiny:sudoku-rl --limit 200
+    """
+    from egspo.evaluate import evaluate as run
+    from egspo.settings import samplers_of, task_of
+    from egspo.tracking import Screen, write_evaluation
+
+    policy = _load(model, adapter)
+    problems = task_of(policy, task, data, overrides or [])
+    prompts = problems.load(split)[:limit]
+    samplers = samplers_of(policy, length or [], steps, overrides or [])
+    for sampler in samplers:
+        with Screen("eval", len(prompts)) as screen:
+            summary, items = run(
+                policy, problems, prompts, sampler, batch_size, seed, split, progress=lambda n, s=screen: s.advance(n, "")
+            )
+        if out is not None:
+            several = len(samplers) > 1
+            file = out.with_stem(f"{out.stem}-{sampler.max_completion_length}") if several else out
+            write_evaluation(file, {"name": file.stem, **summary}, items)
+        _show(summary)
+
+
+@app.command()
+def grade(
+    generations: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", exists=True, dir_okay=False)],
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option("--task", help="whose rules")] = ...,
+    grader: Annotated[str, typer.Option(help="default or paper")] = "default",
+    out: Annotated[Path | None, typer.Option(help="verdicts as JSON lines")] = None,
+) -> None:
+    """Grade saved generations; no model needed.
+
+    Example: egspo grade --task sudoku generations.jsonl --out verdicts.jsonl
+    """
+    from egspo.evaluate import wilson
+    from egspo.grading import grade_file
+    from egspo.settings import task_of
+
+    if grader not in ("default", "paper"):
+        raise ValueError(f"--grader: {grader!r} is neither default nor paper")
+    problems = task_of(None, task, None, overrides or [])
+    verdicts = list(grade_file(problems, generations, grader))
+    lines = "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
+    if out is not None:
+        out.write_text(lines, encoding="utf-8")
+    else:
+        sys.stdout.write(lines)
+    right, low_high = sum(v["correct"] for v in verdicts), wilson(sum(v["correct"] for v in verdicts), len(verdicts))
+    for verdict in verdicts:
+        if verdict["reason"].startswith(f"line {verdict['index'] + 1}: "):
+            typer.echo(f"{generations}: {verdict['reason']}; graded wrong", err=True)
+    share = right / max(1, len(verdicts))
+    typer.echo(f"accuracy {share:.4f} ({right}/{len(verdicts)}, 95% {low_high[0]:.3f}-{low_high[1]:.3f})")
+
+
+@app.command()
+def sample(
+    model: Model,
+    overrides: Overrides = None,
+    prompt: Annotated[str | None, typer.Option(help="what to complete")] = None,
+    task: TaskName = None,
+    index: Annotated[int | None, typer.Option(min=0, help="problem of the task's test split")] = None,
+    adapter: Adapter = None,
+    data: Data = None,
+    seed: int = 0,
+    trace: Annotated[Path | None, typer.Option(help="draw the denoising step by step into FILE.html")] = None,
+) -> None:
+    """Generate, and show how the text was denoised.
+
+    Example: egspo sample tiny:sudoku-rl --index 3 --trace trace.html
+    """
+    from egspo.rollout import generate
+    from egspo.settings import samplers_of, task_of
+    from egspo.trace import write_trace
+
+    if (prompt is None) == (index is None):
+        raise ValueError("give either --prompt TEXT or --index N (with --task NAME)")
+    policy = _load(model, adapter)
+    sampler = samplers_of(policy, [], None, overrides or [])[0]
+    problem = None
+    if index is not None:
+        problems = task_of(policy, task, data, overrides or [])
+        tests = problems.load("test")
+        if index >= len(tests):
+            raise ValueError(f"--index: {index} is beyond the {len(tests)} problems; use 0 to {len(tests) - 1}")
+        problem = tests[index]
+    asked = prompt if problem is None else problem.messages
+    out = generate(policy, [asked], seed=seed, **sampler.model_dump())
+    typer.echo(out.texts[0])
+    if problem is not None:
+        verdict = problems.grade(out.texts[0], problem.fields)
+        typer.echo(f"{'correct' if verdict.correct else 'wrong'}: {verdict.reason}", err=True)
+    if trace is not None:
+        shown = prompt if problem is None else problem.messages[-1]["content"]
+        typer.echo(f"trace: {write_trace(trace, policy, shown, out)}", err=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="default: report.html in the first run folder")] = None,
+) -> None:
+    """Draw one self-contained HTML page for one run or several side by side.
+
+    Example: egspo report runs/sudoku-rl
+    """
+    from egspo.report import write_report
+
+    page = write_report(runs, out or runs[0] / "report.html")
+    for run in runs:
+        _show_evaluations(run)
+    typer.echo(f"report: {page}")
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|recipes")]) -> None:
+    """What there is, one line each with its source.
+
+    Example: egspo list tasks
+    """
+    from egspo.listing import LISTINGS
+
+    if what not in LISTINGS:
+        raise ValueError(f"list: {what!r} is not one of {', '.join(LISTINGS)}")
+    for name, line in LISTINGS[what]():
+        typer.echo(f"{name:<28} {line}")
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, devices, memory, trackers, caches.
+
+    Example: egspo doctor
+    """
+    from egspo.doctor import findings
+
+    for subject, finding in findings():
+        typer.echo(f"{subject:<16} {finding}")
+
+
+def main() -> None:
+    """Entry point; EGSPO_DEBUG=1 shows tracebacks of user errors too."""
+    try:
+        app(prog_name="egspo")
+    except (ValueError, OSError) as error:
+        if os.environ.get("EGSPO_DEBUG"):
+            raise
+        sys.stderr.write(f"egspo: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\negspo: interrupted; the same command goes on from the last checkpoint\n")
+        sys.exit(130)
+
+
+def _open(kind, settings: list[str]):
+    """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
+    from egspo.config import load_config
+
+    files = [s for s in settings if "=" not in s or Path(s).is_file()]
+    config = load_config(kind, files, [s for s in settings if s not in files])
+    _check_writable(config.output_dir)
+    from egspo import registry
+    from egspo.policy import build_policy
+
+    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
+    _limit_threads(policy)
+    return policy, task, config
+
+
+def _load(model: str, adapter: str | None):
+    from egspo.policy import load_policy
+
+    policy = load_policy(model, adapter=adapter)
+    _limit_threads(policy)
+    return policy
+
+
+def _limit_threads(policy) -> None:
+    """A small model on the CPU is fastest on one thread; give further cores to further processes."""
+    import torch
+
+    small = sum(p.numel() for p in policy.model.parameters()) < 20_000_000
+    if policy.device.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"output_dir: {folder} cannot be written ({existing} is read-only); choose another folder")
+
+
+def _say(text: str, config) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(text)
+
+
+def _show(summary: dict) -> None:
+    low, high = summary["ci95"]
+    where = f"length {summary['max_completion_length']}, {summary['diffusion_steps']} steps"
+    typer.echo(
+        f"{summary['task']} {summary['split']} ({where}): accuracy {summary['accuracy']:.1%} "
+        f"({summary['correct']}/{summary['n']}, 95% {low:.1%}-{high:.1%})"
+        + "".join(f", {name} {count['share']:.1%}" for name, count in summary["counts"].items())
+    )
+
+
+def _show_evaluations(run: Path) -> None:
+    files = [f for f in sorted((run / "eval").glob("*.json")) if not f.stem.startswith("validation-")]
+    if not files:
+        return
+    table = Table("evaluation", "n", "accuracy", "95% interval", "finer", title=str(run))
+    for summary in (json.loads(file.read_text(encoding="utf-8")) for file in files):
+        low, high = summary["ci95"]
+        finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in summary["counts"].items())
+        table.add_row(summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer)
+    Console().print(table)
