@@ -48,10 +48,10 @@ def parse() -> argparse.Namespace:
 def run_seed(options: argparse.Namespace, label: str, seed: int) -> dict:
     """One seed from random weights to both evaluations."""
     base, run = options.runs / f"{options.task}-sft-{seed}", options.runs / f"{label}-{seed}"
-    egspo("sft", f"{options.task}/sft", f"output_dir={base}", f"seed={seed}")
+    egspo("sft", f"{options.task}/task", f"{options.task}/sft", f"output_dir={base}", f"seed={seed}")
     control = ["train.permute_rewards=true"] if options.control else []
     source = f"model.model_name_or_path={base}/model"
-    egspo("train", f"{options.task}/rl", source, f"output_dir={run}", f"seed={seed}", *control)
+    egspo("train", f"{options.task}/task", f"{options.task}/rl", source, f"output_dir={run}", f"seed={seed}", *control)
     for name, model in (("test-before", base), ("test-after", run)):
         if not (run / "eval" / f"{name}.json").is_file():
             egspo("eval", str(model), "--out", str(run / "eval" / f"{name}.json"))

@@ -16,8 +16,8 @@ evaluate() { # model, name, options
   [[ -s $out/rl/eval/$name.json ]] || say egspo eval "$model" --out "$out/rl/eval/$name.json" "$@"
 }
 
-say egspo sft sudoku/sft "output_dir=$out/sft"
-say torchrun --standalone --nproc_per_node "$ranks" -m egspo train sudoku/rl \
+say egspo sft sudoku/task sudoku/sft "output_dir=$out/sft"
+say torchrun --standalone --nproc_per_node "$ranks" -m egspo train sudoku/task sudoku/rl \
   "model.model_name_or_path=$out/sft/model" "output_dir=$out/rl"
 evaluate "$out/sft" test-before
 evaluate "$out/rl" test-after

@@ -34,7 +34,7 @@ def _tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **shape):
     return Policy(model.to(dtype), tokenizer, "test")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_policy():
     """``tiny_policy(seed=0, dtype=torch.float32, **shape)``: a fresh LLaDA of width 16 with its tokenizer."""
     return _tiny_policy

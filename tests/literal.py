@@ -271,10 +271,10 @@ def loss(model, reference, samples, reward, config, sampler, group_size, mask_id
 
 
 def surrogate(ratio, a, config):
-    low, high = 1 - config.epsilon, 1 + config.epsilon_high
-    bounded = low if float(ratio) < low else high if float(ratio) > high else ratio
-    if float(bounded) * a < float(ratio) * a:
-        return -torch.as_tensor(bounded, dtype=ratio.dtype) * a, True
+    low, high, value = 1 - config.epsilon, 1 + config.epsilon_high, float(ratio.detach())
+    bounded = min(max(value, low), high)
+    if bounded * a < value * a:
+        return -bounded * a, True
     return -ratio * a, False
 
 

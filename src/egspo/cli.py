@@ -30,21 +30,21 @@ Data = Annotated[Path | None, typer.Option(help="file of problems instead of the
 def sft(settings: Settings) -> None:
     """Supervised fine-tuning, from scratch or from a checkpoint.
 
-    Example: egspo sft sudoku/sft output_dir=runs/sudoku-sft
+    Example: egspo sft sudoku/task sudoku/sft output_dir=runs/sudoku-sft
     """
     from egspo.config import SFTRun
     from egspo.sft import SFTTrainer
 
     policy, task, config = _open(SFTRun, settings)
     folder = SFTTrainer(policy, task, config).train()
-    _say(f"model: {folder}\nnext:  egspo train sudoku/rl model.model_name_or_path={folder}", config)
+    _say(f"model: {folder}\nnext:  egspo train sudoku/task sudoku/rl model.model_name_or_path={folder}", config)
 
 
 @app.command()
 def train(settings: Settings) -> None:
     """Reinforcement learning; goes on by itself where the run folder holds a checkpoint.
 
-    Example: egspo train sudoku/rl output_dir=runs/sudoku-rl objective.num_selected_steps=4
+    Example: egspo train sudoku/task sudoku/rl output_dir=runs/sudoku-rl objective.num_selected_steps=4
     """
     from egspo.config import RLRun
     from egspo.trainer import Trainer
@@ -235,6 +235,7 @@ def _open(kind, settings: list[str]):
     from egspo import registry
     from egspo.policy import build_policy
 
+    _quiet()
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     _limit_threads(policy)
@@ -244,9 +245,17 @@ def _open(kind, settings: list[str]):
 def _load(model: str, adapter: str | None):
     from egspo.policy import load_policy
 
+    _quiet()
     policy = load_policy(model, adapter=adapter)
     _limit_threads(policy)
     return policy
+
+
+def _quiet() -> None:
+    """Our own progress is shown; transformers' bars for files of a few kilobytes are noise."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _limit_threads(policy) -> None:

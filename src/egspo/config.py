@@ -1,13 +1,15 @@
-"""Configuration: YAML files composed from left to right, then ``key.sub=value``, checked whole before any work."""
+"""Configuration: what can be set, and a check of the whole before any work begins."""
 
+import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
 from egspo import registry
+from egspo.compose import ConfigError, compose
 from egspo.objectives.base import ObjectiveConfig
 from egspo.ops.reveal import Remasking
 from egspo.tasks.base import TaskConfig
@@ -17,6 +19,16 @@ class Section(BaseModel):
     """A part of the configuration; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    def problems(self) -> list[str]:
+        """Impossible combinations of the section's own settings, each as field, value and remedy."""
+        return []
+
+    @model_validator(mode="after")
+    def _possible(self, info: ValidationInfo):
+        if not (info.context or {}).get("collecting") and (problems := self.problems()):
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class ModelConfig(Section):
@@ -33,16 +45,14 @@ class ModelConfig(Section):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
 
-    @model_validator(mode="after")
-    def _one_source(self):
+    def problems(self) -> list[str]:
         if (self.init is None) == (self.model_name_or_path is None):
-            raise ValueError(
-                f"set exactly one of init (got {self.init!r}) and model_name_or_path "
-                f"(got {self.model_name_or_path!r})"
-            )
+            return [
+                f"init: {self.init!r} and model_name_or_path {self.model_name_or_path!r}; set exactly one of the two"
+            ]
         if self.init and (self.use_peft or self.adapter):
-            raise ValueError("an adapter on fresh random weights is of no use; drop use_peft and adapter")
-        return self
+            return [f"init: {self.init!r} with an adapter trains nothing but noise; drop use_peft and adapter"]
+        return []
 
 
 class SamplerConfig(Section):
@@ -56,23 +66,24 @@ class SamplerConfig(Section):
     position_temperature: float = Field(0.1, gt=0, description="of plackett_luce position choices")
     cfg_scale: float = Field(0.0, ge=0, description="classifier-free guidance; doubles every forward pass")
 
-    @model_validator(mode="after")
-    def _divides(self):
+    def problems(self) -> list[str]:
         length, block, steps = self.max_completion_length, self.block_length, self.diffusion_steps
+        found, blocks = [], max(1, length // block)
         if length % block:
-            raise ValueError(
-                f"max_completion_length {length} is not a multiple of block_length {block}; "
-                f"use {length // block * block or block} or {(length // block + 1) * block}"
+            lower = f"{length // block * block} or " if length > block else ""
+            found.append(
+                f"max_completion_length: {length} is not a multiple of block_length {block}; "
+                f"use {lower}{(length // block + 1) * block}"
             )
-        blocks = length // block
-        if steps % blocks or steps < blocks:
-            raise ValueError(
-                f"diffusion_steps {steps} is not a multiple of the number of blocks {blocks}; "
-                f"use {max(1, steps // blocks) * blocks}"
+        elif steps % blocks:
+            lower = f"{steps // blocks * blocks} or " if steps > blocks else ""
+            found.append(
+                f"diffusion_steps: {steps} is not a multiple of the number of blocks, max_completion_length "
+                f"{length} / block_length {block} = {blocks}; use {lower}{(steps // blocks + 1) * blocks}"
             )
         if steps > length:
-            raise ValueError(f"diffusion_steps {steps} exceeds max_completion_length {length}; use at most {length}")
-        return self
+            found.append(f"diffusion_steps: {steps} exceeds max_completion_length {length}; use at most {length}")
+        return found
 
 
 class OptimConfig(Section):
@@ -111,6 +122,20 @@ class TrainConfig(Section):
         False, description="control run: rewards shuffled over the batch; must not improve anything"
     )
 
+    def problems(self) -> list[str]:
+        found = []
+        if self.update_split == "samples" and self.prompts_per_step % self.updates_per_rollout:
+            found.append(
+                f"updates_per_rollout: {self.updates_per_rollout} does not divide prompts_per_step "
+                f"{self.prompts_per_step}; whole groups go to one update"
+            )
+        if self.load_best_model_at_end and not 0 < self.eval_steps <= self.max_steps:
+            found.append(
+                f"load_best_model_at_end: True needs validations; set eval_steps (now {self.eval_steps}) "
+                f"between 1 and max_steps {self.max_steps}"
+            )
+        return found
+
 
 class SFTConfig(Section):
     """Masked-diffusion supervised fine-tuning."""
@@ -129,15 +154,18 @@ class SFTConfig(Section):
         None, gt=0, le=1, description="stop once the validation accuracy reaches it: RL needs a mediocre base"
     )
 
-    @model_validator(mode="after")
-    def _stoppable(self):
-        if self.target_score is not None and not self.eval_steps:
-            raise ValueError(f"target_score {self.target_score} needs validations: set eval_steps")
+    def problems(self) -> list[str]:
+        found = []
+        if self.target_score is not None and not 0 < self.eval_steps <= self.max_steps:
+            found.append(
+                f"target_score: {self.target_score} needs validations; set eval_steps (now {self.eval_steps}) "
+                f"between 1 and max_steps {self.max_steps}"
+            )
         if self.data is not None and self.dataset is not None:
-            raise ValueError("data and dataset are both set; keep one")
+            found.append(f"data: {self.data} and dataset {self.dataset!r} are both set; keep one")
         if self.data is not None and not self.data.is_file():
-            raise ValueError(f"data: no such file: {self.data}")
-        return self
+            found.append(f"data: no such file: {self.data}; give the path of a JSON lines file")
+        return found
 
 
 class EvalConfig(Section):
@@ -154,7 +182,11 @@ class TrackingConfig(Section):
 
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     project: str = "egspo"
-    run_name: str | None = None
+    run_name: str | None = Field(None, description="name of the run in the trackers")
+
+    def problems(self) -> list[str]:
+        missing = [name for name in self.report_to if importlib.util.find_spec(name) is None]
+        return [f"report_to: {name!r} is not installed; pip install {name}, or leave it out" for name in missing]
 
 
 class BaseRun(Section):
@@ -169,7 +201,12 @@ class BaseRun(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     def problems(self) -> list[str]:
-        """Impossible combinations, each as field, value and remedy."""
+        if not hasattr(self.task, "name"):  # none, or the stand-in for one that could not be read
+            return []
+        try:
+            registry.load("tasks", self.task.name)(self.task)
+        except ValueError as error:
+            return [str(error)]
         return []
 
 
@@ -181,7 +218,7 @@ class SFTRun(BaseRun):
 
     def problems(self) -> list[str]:
         if self.task is not None:
-            return []
+            return super().problems()
         if self.sft.eval_steps:
             return [f"sft.eval_steps: {self.sft.eval_steps} validates on a task; set task.name, or eval_steps=0"]
         if self.sft.data is None and self.sft.dataset is None:
@@ -196,7 +233,7 @@ class RLRun(BaseRun):
     train: TrainConfig = TrainConfig()
 
     def problems(self) -> list[str]:
-        found = []
+        found = super().problems()
         if self.sampler.temperature == 0:
             found.append("sampler.temperature: 0 explores nothing; training needs a temperature above 0")
         if self.model.lora_dropout:
@@ -204,29 +241,13 @@ class RLRun(BaseRun):
                 f"model.lora_dropout: {self.model.lora_dropout} would make the first ratio differ from 1; "
                 "use 0 in RL (it acts in SFT)"
             )
-        train = self.train
-        if train.update_split == "samples" and train.prompts_per_step % train.updates_per_rollout:
-            found.append(
-                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide prompts_per_step "
-                f"{train.prompts_per_step}; whole groups go to one update"
-            )
-        if train.load_best_model_at_end and not train.eval_steps:
-            found.append("train.load_best_model_at_end: needs validations; set train.eval_steps")
-        if train.eval_steps and train.load_best_model_at_end and getattr(self.task, "num_validation", 1) == 0:
-            found.append("task.num_validation: 0 leaves no validation split to choose a checkpoint by")
+        if not hasattr(self.objective, "name"):
+            return found
         objective = registry.load("objectives", self.objective.name)(self.objective)
         return found + objective.problems(self.sampler, self.train)
 
 
 Run = TypeVar("Run", bound=BaseRun)
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line each."""
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
 
 
 def load_config(kind: type[Run], paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Run:
@@ -235,58 +256,101 @@ def load_config(kind: type[Run], paths: Sequence[str | Path], overrides: Sequenc
     Raises:
         ConfigError: with all problems found, each naming the field, the value and what would be right.
     """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = merge(merged, read_yaml(find_recipe(path)))
-    for override in overrides:
-        merged = merge(merged, parse_override(override))
-    return parse_config(kind, merged)
+    return parse_config(kind, compose(paths, overrides))
 
 
 def parse_config(kind: type[Run], values: dict[str, Any]) -> Run:
-    """Check a nested dictionary; all sections are checked before anything is reported."""
-    problems, sections = [], {}
+    """Check a nested dictionary: every field first, then what fits together, and tell it all at once.
+
+    Raises:
+        ConfigError: with all problems found.
+    """
+    problems: list[str] = []
+    parsed, wrong = {}, set()
     for key, value in values.items():
-        if key not in kind.model_fields:
-            problems.append(f"{key}: unknown key{registry.suggest(key, kind.model_fields)}")
+        section = _section_kind(kind, key)
+        if section is None or (value is None and kind.model_fields[key].default is None):
+            parsed[str(key)] = value
             continue
-        section, wrong = _parse_section(kind, key, value)
-        sections[key] = section
-        problems += wrong
+        parsed[key], complaints, fields = _parse(section, value, key)
+        problems += complaints
+        wrong |= fields
+    run, complaints, fields = _parse(kind, parsed, "")
+    problems += complaints + _sound(run.problems(), wrong | fields)
     if problems:
-        raise ConfigError(problems)
-    try:
-        run = kind(**sections)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, kind, "")) from None
-    if problems := run.problems():
         raise ConfigError(problems)
     return run
 
 
-def _parse_section(kind: type[BaseRun], key: str, value: Any) -> tuple[Any, list[str]]:
-    annotation = {"task": TaskConfig, "objective": ObjectiveConfig}.get(key, kind.model_fields[key].annotation)
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return value, []
+def parse_section(kind: type[BaseRun], key: str, values: dict[str, Any]) -> Any:
+    """Check one section of a configuration on its own.
+
+    Raises:
+        ConfigError: with all problems found.
+    """
+    section, problems, _ = _parse(_section_kind(kind, key), values, key)
+    if problems:
+        raise ConfigError(problems)
+    return section
+
+
+def _section_kind(kind: type[BaseRun], key: str) -> type[BaseModel] | None:
+    """The model of a section; None for a plain setting or an unknown key."""
+    if key in _NAMED:
+        return _NAMED[key] if key in kind.model_fields else None
+    annotation = kind.model_fields[key].annotation if key in kind.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+# Sections whose further keys depend on their name.
+_NAMED: dict[str, type[BaseModel]] = {"task": TaskConfig, "objective": ObjectiveConfig}
+
+
+def _parse(model: type[BaseModel], value: Any, key: str) -> tuple[Any, list[str], set[str]]:
+    """A section, what is wrong with it, and the wrong fields, for which defaults stand in."""
     if not isinstance(value, dict):
-        return None, [f"{key}: {value!r} is not a section; write {key}.NAME=value or a mapping"]
-    try:
-        if key in ("task", "objective"):
+        line = f"{key}: {value!r} is not a section; write {key}.NAME=value or a mapping"
+        return model.model_construct(), [line], {key}
+    if key in _NAMED:
+        try:
             if "name" not in value:
-                return None, [f"{key}.name: missing; known: {', '.join(registry.names(key + 's'))}"]
-            annotation = registry.load(f"{key}s", value["name"]).Config
-        return annotation.model_validate(value), []
+                raise ValueError(f"{key}.name: missing; known: {', '.join(registry.names(key + 's'))}")
+            model = registry.load(f"{key}s", value["name"]).Config
+        except ValueError as error:
+            return model.model_construct(), [str(error)], {key}
+    section, lines, wrong = _validate(model, value, key)
+    if wrong:
+        kept = {name: setting for name, setting in value.items() if name not in wrong}
+        section, _, missing = _validate(model, kept, key)
+        if missing:
+            section = model.model_construct(**kept, **{name: _stand_in(model, name) for name in missing})
+    if key and isinstance(section, Section):
+        lines += [f"{key}.{line}" for line in _sound(section.problems(), wrong)]
+    return section, lines, wrong
+
+
+def _validate(model: type[BaseModel], value: dict[str, Any], key: str) -> tuple[Any, list[str], set[str]]:
+    """A section (None if a field is wrong), what is wrong with its fields, and which those are."""
+    try:
+        return model.model_validate(value, context={"collecting": True}), [], set()
     except ValidationError as error:
-        return None, _explain(error, annotation, f"{key}.")
-    except ValueError as error:
-        return None, [str(error)]
+        return None, _explain(error, model, key), {str(item["loc"][0]) for item in error.errors()}
+
+
+def _stand_in(model: type[BaseModel], name: str) -> Any:
+    section = _section_kind(model, name)
+    return None if section is None else section.model_construct()
+
+
+def _sound(problems: Sequence[str], wrong: set[str]) -> list[str]:
+    """Problems that do not come from a default standing in for a field that is wrong itself."""
+    return [line for line in problems if not any(re.search(rf"\b{re.escape(field)}\b", line) for field in wrong)]
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> list[str]:
     lines = []
     for item in error.errors():
-        place = ".".join(map(str, item["loc"]))
-        field = (prefix + place).rstrip(".") or "configuration"
+        field = ".".join(map(str, [prefix, *item["loc"]] if prefix else item["loc"])) or "configuration"
         if item["type"] == "extra_forbidden":
             lines.append(f"{field}: unknown key{registry.suggest(str(item['loc'][-1]), model.model_fields)}")
         elif item["type"] == "missing":
@@ -296,64 +360,3 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> lis
             shown = "" if isinstance(item["input"], dict) else f" {item['input']!r}:"
             lines.append(f"{field}:{shown} {message}")
     return lines
-
-
-def merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """``right`` over ``left``, mappings merged key by key."""
-    merged = dict(left)
-    for key, value in right.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from None
-    if not isinstance(values, dict):
-        raise ConfigError([f"{path}: holds no mapping of sections"])
-    return values
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=value`` as a nested dictionary; the value is read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError([f"{text!r}: neither a configuration file nor KEY=VALUE"])
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError([f"{key}: value {value!r} is not valid YAML; quote it"]) from None
-    if isinstance(nested, str):
-        nested = _number(nested)
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as text; a user means the number."""
-    try:
-        return float(text) if any(c.isdigit() for c in text) else text
-    except ValueError:
-        return text
-
-
-def recipe_folder() -> Path:
-    """The recipes of an installed package, else those of the checkout it runs from."""
-    inside = Path(__file__).parent / "recipes"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
-
-
-def find_recipe(path: str | Path) -> Path:
-    """A file, or a shipped recipe by its name (``sudoku/rl``)."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    for shipped in (recipe_folder() / path, recipe_folder() / f"{path}.yaml"):
-        if shipped.is_file():
-            return shipped
-    known = sorted(str(p.relative_to(recipe_folder()).with_suffix("")) for p in recipe_folder().rglob("*.yaml"))
-    raise ConfigError([f"{path}: no such file or recipe{registry.suggest(str(path), known)}"])

@@ -1,6 +1,5 @@
 """Problems encoded for a policy, and the order in which a run sees them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from egspo.ops import noise
 from egspo.policy import Policy
+from egspo.records import read_rows
 from egspo.types import Prompt
 
 
@@ -51,22 +51,12 @@ def encode_problems(policy: Policy, prompts: Sequence[Prompt], max_prompt_length
 
 
 def read_pairs(path: Path) -> list[Prompt]:
-    """Prompt-completion pairs of a JSON lines file.
+    """Prompt-completion pairs of a JSON lines file (or CSV, also gzipped).
 
     Raises:
-        ValueError: for a broken line, with its number.
+        ValueError: for a broken line, with file and number.
     """
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            pairs.append(as_pair(json.loads(line), f"{path}:{number}"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"sft.data: {path}:{number} is not JSON ({error.msg}); mend or remove the line") from None
-    if not pairs:
-        raise ValueError(f"sft.data: {path} holds no examples")
-    return pairs
+    return [as_pair(row, f"{path}:{line}") for line, row in read_rows(path, "sft.data")]
 
 
 def load_hub_pairs(name: str, split: str) -> list[Prompt]:

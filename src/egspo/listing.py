@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from egspo import registry
-from egspo.config import recipe_folder
+from egspo.compose import recipe_folder
 
 Lines = Iterator[tuple[str, str]]
 

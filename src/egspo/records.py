@@ -4,9 +4,9 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
 Record = TypeVar("Record")
@@ -48,13 +48,13 @@ def read_records(path: Path, field: str, parse: Callable[[Row], Record]) -> list
     return records
 
 
-def _csv_rows(file: TextIO, place: str) -> Iterator[tuple[int, Row]]:
+def _csv_rows(file: Iterable[str], place: str) -> Iterator[tuple[int, Row]]:
     reader = csv.DictReader(file)
     for row in reader:
         yield reader.line_num, row
 
 
-def _json_rows(file: TextIO, place: str) -> Iterator[tuple[int, Row]]:
+def _json_rows(file: Iterable[str], place: str) -> Iterator[tuple[int, Row]]:
     for line, text in enumerate(file, 1):
         if not text.strip():
             continue

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from egspo import registry
-from egspo.config import SamplerConfig, merge, parse_override
+from egspo.compose import merge, parse_override
+from egspo.config import RLRun, SamplerConfig, parse_section
 from egspo.policy import Policy, shipped_folder
 from egspo.tasks.base import Task
 
@@ -40,6 +41,8 @@ def _read(folder: Path) -> dict[str, Any]:
 def task_of(policy: Policy | None, name: str | None, data: Path | None, overrides: list[str]) -> Task:
     """The task to evaluate on: named, else the one the model was trained on, with that one's settings.
 
+    Without a policy there is nothing to sample, and only settings of the task are known.
+
     Raises:
         ValueError: if no task is known or a setting is impossible.
     """
@@ -50,8 +53,9 @@ def task_of(policy: Policy | None, name: str | None, data: Path | None, override
     values = saved if saved.get("name") == name else {"name": name}
     if data is not None:
         values = values | {"data": data}
-    values = merge(values, _overrides("task", overrides))
-    return registry.load_task(**values)
+    sections = ("task",) if policy is None else ("task", "sampler")
+    config = parse_section(RLRun, "task", merge(values, _overrides(overrides, sections)["task"]))
+    return registry.load("tasks", config.name)(config)
 
 
 def samplers_of(policy: Policy, lengths: list[int], steps: int | None, overrides: list[str]) -> list[SamplerConfig]:
@@ -59,25 +63,40 @@ def samplers_of(policy: Policy, lengths: list[int], steps: int | None, overrides
 
     A length of its own gets half as many steps, the field's habit, unless ``steps`` says otherwise.
     """
-    base = merge(read_settings(policy).get("sampler", {}) | {"temperature": 0.0}, _overrides("sampler", overrides))
+    saved = read_settings(policy).get("sampler", {})
+    base = merge(saved | {"temperature": 0.0}, _overrides(overrides)["sampler"])
     if not lengths:
-        return [SamplerConfig(**(base | ({"diffusion_steps": steps} if steps else {})))]
-    block = SamplerConfig(**base).block_length
+        return [_sampler(base | ({"diffusion_steps": steps} if steps is not None else {}))]
+    block = base.get("block_length", SamplerConfig().block_length)
     return [
-        SamplerConfig(
-            **base
-            | {"max_completion_length": n, "diffusion_steps": steps or max(1, n // 2), "block_length": min(block, n)}
+        _sampler(
+            base
+            | {
+                "max_completion_length": n,
+                "diffusion_steps": max(1, n // 2) if steps is None else steps,
+                "block_length": min(block, n),
+            }
         )
         for n in lengths
     ]
 
 
-def _overrides(section: str, overrides: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _sampler(values: dict[str, Any]) -> SamplerConfig:
+    return parse_section(RLRun, "sampler", values)
+
+
+def _overrides(overrides: list[str], sections: tuple[str, ...] = ("task", "sampler")) -> dict[str, dict[str, Any]]:
+    """Settings given as ``task.NAME=value`` or ``sampler.NAME=value``, by section.
+
+    Raises:
+        ValueError: for any other setting.
+    """
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for override in overrides:
-        for key, value in parse_override(override).items():
-            if key not in ("task", "sampler") or not isinstance(value, dict):
-                raise ValueError(f"{override}: only task.NAME=value and sampler.NAME=value can be set here")
-            if key == section:
-                values = merge(values, value)
+        parsed = parse_override(override)
+        for key, value in parsed.items():
+            if key not in sections or not isinstance(value, dict):
+                known = " and ".join(f"{section}.NAME=value" for section in sections)
+                raise ValueError(f"{override}: only {known} can be set here")
+        values = merge(values, parsed)
     return values

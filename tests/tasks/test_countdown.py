@@ -145,18 +145,64 @@ def test_numbers_may_be_text_as_in_the_public_file():
     ("tree", "text"),
     [
         (("*", ("+", 44, 19), 35), "(44+19)*35"),
-        (("-", ("+", 44, 19), 35), "44+19-35"),
+        (("*", 5, ("+", 1, 8)), "(8+1)*5"),
+        (("+", 19, ("+", 35, 44)), "44+35+19"),
         (("+", 44, ("-", 19, 35)), "44+19-35"),
-        (("-", 44, ("-", 19, 35)), "44-(19-35)"),
-        (("-", 44, ("*", 19, 35)), "44-19*35"),
-        (("/", 44, ("*", 19, 35)), "44/(19*35)"),
+        (("-", 44, ("-", 19, 35)), "44+35-19"),
+        (("-", ("-", 44, 19), 35), "44-35-19"),
+        (("-", ("-", 7, 5), ("-", ("-", 1, 2), 9)), "9+7+2-5-1"),
+        (("-", 44, ("*", 19, 35)), "44-35*19"),
+        # 19 * 3 = 57 > 44, and 19 / 3 < 7: operands are ordered by value, not by length or first number.
+        (("+", 44, ("*", 3, 19)), "19*3+44"),
+        (("+", ("/", 19, 3), 7), "7+19/3"),
         (("*", 44, ("/", 19, 35)), "44*19/35"),
-        (("/", ("-", 44, 19), ("+", 35, 1)), "(44-19)/(35+1)"),
+        (("/", 44, ("*", 19, 35)), "44/35/19"),
+        (("/", 44, ("/", 35, 19)), "44*19/35"),
+        (("/", ("-", 44, 19), ("+", 1, 35)), "(44-19)/(35+1)"),
+        # Equal values: 2 + 3 before 5, whichever way they are given.
+        (("*", 5, ("+", 2, 3)), "(3+2)*5"),
+        (("*", ("+", 2, 3), 5), "(3+2)*5"),
         (44, "44"),
     ],
 )
-def test_parentheses_are_written_only_where_needed(tree, text):
+def test_solutions_have_one_form(tree, text):
     assert countdown.write(tree) == text
+
+
+def value(tree):
+    if isinstance(tree, int):
+        return Fraction(tree)
+    left, right = value(tree[1]), value(tree[2])
+    if tree[0] == "/":
+        return left / right
+    return {"+": left + right, "-": left - right, "*": left * right}[tree[0]]
+
+
+TREES = st.recursive(
+    st.integers(1, 20), lambda trees: st.tuples(st.sampled_from("+-*/"), trees, trees), max_leaves=6
+)
+
+
+@settings(deadline=None)
+@given(TREES)
+def test_the_form_keeps_value_and_numbers(tree):
+    try:
+        expected = value(tree)
+    except ZeroDivisionError:
+        return
+    written, used = evaluate_expression(countdown.write(tree))
+    assert written == expected and sorted(used) == sorted(countdown._leaves(tree))
+
+
+@settings(deadline=None)
+@given(st.permutations([3, 5, 8, 13]), st.sampled_from("+*"))
+def test_order_and_grouping_of_equal_operations_do_not_show(numbers, sign):
+    a, b, c, d = numbers
+    forms = {
+        countdown.write((sign, (sign, (sign, a, b), c), d)),
+        countdown.write((sign, (sign, a, b), (sign, c, d))),
+    }
+    assert forms == {sign.join(["13", "8", "5", "3"])}
 
 
 def test_solver():
@@ -206,22 +252,42 @@ def test_generated_problems_keep_to_their_settings(num_numbers):
 
 
 def test_problems_differ_within_and_between_splits():
-    task = make()
+    task = make(num_train=5_000)
     keys = [
         (tuple(sorted(prompt.fields["numbers"])), prompt.fields["target"])
         for split in SPLITS
         for prompt in task.load(split)
     ]
-    assert len(keys) == len(set(keys)) == 20_000 + 500 + 1_000
+    assert len(keys) == len(set(keys)) == 5_000 + 500 + 1_000
 
 
 def test_operators_and_targets_are_balanced():
-    prompts = make(prompt="compact").load("train")
+    prompts = make(prompt="compact", num_train=4_000).load("train")
     used = Counter(sign for prompt in prompts for sign in prompt.solution if sign in "+-*/")
-    # Two operators a problem; none has less than an eighth or more than three eighths of them.
-    assert sum(used.values()) == 40_000 and all(5_000 < count < 15_000 for count in used.values())
-    lower = sum(prompt.fields["target"] < 55 for prompt in prompts)
-    assert 0.4 < lower / len(prompts) < 0.6
+    # Two operators a problem; none has less than 16 % or more than 34 % of them.
+    assert sum(used.values()) == 8_000 and all(1_280 < count < 2_720 for count in used.values())
+    # 91 targets, 44 each on average; a fifth of the range has a fifth of the problems, give or take a fifth.
+    fifths = Counter((prompt.fields["target"] - 10) * 5 // 91 for prompt in prompts)
+    assert len(fifths) == 5 and all(640 < count < 960 for count in fifths.values())
+
+
+@pytest.mark.parametrize("operators", ["+", "-", "+-", "*-", "+/", "+-*", "+-*/"])
+def test_small_ranges_for_tiny_models(operators):
+    sizes = {"num_train": 60, "num_validation": 20, "num_test": 20}
+    ranges = {"max_number": 20, "min_target": 5, "max_target": 45}
+    task = make(operators=operators, prompt="compact", **ranges, **sizes)
+    prompts = [prompt for split in SPLITS for prompt in task.load(split)]
+    assert len({task._key(prompt.fields) for prompt in prompts}) == 100
+    assert {sign for prompt in prompts for sign in prompt.solution if sign in "+-*/"} <= set(operators)
+    assert max(number for prompt in prompts for number in prompt.fields["numbers"]) <= 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [({}, 100), ({"max_number": 20, "max_target": 60}, 60), ({"max_number": 50, "max_target": 40}, 50)],
+)
+def test_every_number_of_a_prompt_can_be_a_token(settings, largest):
+    assert make(**settings).max_number_token == largest
 
 
 def test_test_split_does_not_depend_on_the_others_and_the_seed_matters():
@@ -234,8 +300,11 @@ def test_more_problems_than_exist_are_refused():
     # Two numbers up to 4 with sum 5: 1+4 and 2+3.
     settings = {"num_numbers": 2, "max_number": 4, "min_target": 5, "max_target": 5, "operators": "+"}
     assert len(make(**settings, num_test=2).load("test")) == 2
-    with pytest.raises(ValueError, match=r"task.num_test: only 2 of 3 different problems found; lower"):
+    with pytest.raises(ValueError, match=r"task.num_test: 3 problems, but only 2 were found .*; lower"):
         make(**settings, num_test=3).load("test")
+    # The test split has one of the two, validation the other.
+    with pytest.raises(ValueError, match=r"task.num_train: 1 problems, but only 0 were found that no later"):
+        make(**settings, num_test=1, num_validation=1, num_train=1).load("train")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +332,7 @@ def test_prompts_and_solutions_of_both_styles(tmp_path):
     path.write_text('{"input": "44,19,35", "output": "98"}\n')
     (compact,) = make(data=path, prompt="compact").load("test")
     assert compact.messages[0]["content"] == "44,19,35=98"
-    assert sorted(evaluate_expression(compact.solution)[1]) == [19, 35, 44]
+    assert compact.solution == "44+35+19"
     (worded,) = make(data=path).load("test")
     assert "44, 19, 35" in worded.messages[0]["content"] and "98" in worded.messages[0]["content"]
     assert worded.solution == f"<answer>\n{compact.solution}\n</answer>" and worded.id == "one.jsonl:1"
@@ -284,8 +353,17 @@ def test_training_file(tmp_path):
         "train"
     )
     assert [evaluate_expression(prompt.solution)[0] for prompt in prompts] == [98, 10]
-    with pytest.raises(ValueError, match=r"task.train_data: .* no problem of 5 numbers"):
+    with pytest.raises(ValueError, match=r"task.train_data: .* no problem of 5 numbers; .* task.any_count"):
         make(train_data=path, num_numbers=5).load("train")
+    with pytest.raises(ValueError, match=r"task.train_data: .* no problem that is not in validation or test"):
+        make(data=test, train_data=test).load("train")
+
+
+def test_a_table_is_read_like_json_lines(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text('Numbers,Target\n"44,19,35",98\n')
+    (prompt,) = make(data=path).load("test")
+    assert prompt.fields == {"numbers": (44, 19, 35), "target": 98} and prompt.id == "one.csv:2"
 
 
 @pytest.mark.parametrize(
@@ -294,14 +372,14 @@ def test_training_file(tmp_path):
         (
             "p.jsonl",
             '{"numbers": [1, 2], "target": 3}\n\n{"numbers": [1',
-            "p.jsonl, line 3: .*; write one JSON",
+            "p.jsonl:3: not JSON .*; write one JSON",
         ),
-        ("p.jsonl", '{"numbers": [1, "x"], "target": 3}', "line 1: numbers: give"),
-        ("p.jsonl", '{"numbers": [1, 2]}', "line 1: target: None; give"),
-        ("p.jsonl", "[1]", "line 1: numbers: give"),
-        ("p.jsonl", "\n", "holds no problems; give"),
+        ("p.jsonl", '{"numbers": [1, "x"], "target": 3}', ":1: numbers: give"),
+        ("p.jsonl", '{"numbers": [1, 2]}', ":1: target: None; give"),
+        ("p.jsonl", "[1]", "task.data: .*:1: not a JSON object; write"),
+        ("p.jsonl", "\n", "holds no rows; give"),
         ("p.jsonl.gz", "{}", "not a readable jsonl file"),
-        ("p.csv", "1", "unknown kind of file; give"),
+        ("p.txt", "1", "unknown kind of file; give"),
     ],
 )
 def test_broken_files_are_reported_with_file_and_line(tmp_path, name, text, message):

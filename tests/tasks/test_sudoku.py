@@ -116,8 +116,13 @@ def test_test_split_does_not_depend_on_the_others_and_the_seed_matters():
 def test_more_puzzles_than_exist_are_refused():
     # One blank: 192 training grids x 16 cells = 3072 puzzles.
     assert len(make(blanks=(1, 1), num_train=3_072).load("train")) == 3_072
-    with pytest.raises(ValueError, match=r"task.num_train: 3073 .* only 3072 exist"):
+    with pytest.raises(ValueError, match=r"task.num_train: 3073 .* only 3072 exist .* lower task.num_train"):
         make(blanks=(1, 1), num_train=3_073).load("train")
+    # Equal shares: one blank has 3072 puzzles, two have 192 x 120, so 3072 of each and one more would need a
+    # 3073rd with one blank (the lower numbers get the odd ones).
+    assert len(make(blanks=(1, 2), num_train=6_144).load("train")) == 6_144
+    with pytest.raises(ValueError, match=r"task.num_train: 6145 .* only 6144 exist"):
+        make(blanks=(1, 2), num_train=6_145).load("train")
 
 
 @pytest.mark.parametrize("blanks", [(0, 4), (5, 13), (7, 6)])
@@ -244,21 +249,21 @@ def test_files_in_every_format(tmp_path, name, with_solution):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.csv", f"Puzzle,Solution\n{PUZZLE},{SOLVED}\n204,1\n", "p.csv, line 3: puzzle: '204'; write 16"),
+        ("p.csv", f"Puzzle,Solution\n{PUZZLE},{SOLVED}\n204,1\n", "p.csv:3: puzzle: '204'; write 16"),
         (
             "p.csv",
             f"Puzzle,Solution\n{PUZZLE},{OTHER}\n",
-            f"line 2: solution: '{OTHER}' does not solve .*; correct",
+            f"task.data: .*:2: solution: '{OTHER}' does not solve .*; correct",
         ),
-        ("p.csv", f"a,b\n{PUZZLE},{SOLVED}\n", "line 2: puzzle: 'None'; write 16"),
-        ("p.csv", "Puzzle,Solution\n", "holds no puzzles; give"),
+        ("p.csv", f"a,b\n{PUZZLE},{SOLVED}\n", ":2: puzzle: 'None'; write 16"),
+        ("p.csv", "Puzzle,Solution\n", "holds no rows; give"),
         (
             "p.jsonl",
             f'{{"puzzle": "{PUZZLE}"}}\n\n{{"puzzle"\n',
-            "p.jsonl, line 3: not JSON .*; write one object",
+            "p.jsonl:3: not JSON .*; write one JSON object",
         ),
-        ("p.jsonl", "[1]\n", "line 1: not a JSON object; write"),
-        ("p.jsonl", '{"puzzle": 1204341201434321}\n{"puzzle": [1]}\n', "line 2: puzzle: .*; write 16"),
+        ("p.jsonl", "[1]\n", ":1: not a JSON object; write"),
+        ("p.jsonl", '{"puzzle": 1204341201434321}\n{"puzzle": [1]}\n', ":2: puzzle: .*; write 16"),
         ("p.txt", PUZZLE, "unknown kind of file; give"),
         ("p.csv.gz", "Puzzle\n", "not a readable csv file"),
     ],
@@ -275,6 +280,9 @@ def test_training_file_gives_no_puzzle_of_test_or_validation(tmp_path):
     path.write_text("\n".join(["puzzle", PUZZLE, *(prompt.fields["puzzle"] for prompt in test)]))
     task = make(train_data=path, num_test=50)
     assert [prompt.fields["puzzle"] for prompt in task.load("train")] == [PUZZLE]
+    path.write_text("\n".join(["puzzle", *(prompt.fields["puzzle"] for prompt in test)]))
+    with pytest.raises(ValueError, match=r"task.train_data: .* no problem that is not in validation or test"):
+        task.load("train")
 
 
 def test_a_test_file_that_needs_every_grid_leaves_none_to_train_on(tmp_path):

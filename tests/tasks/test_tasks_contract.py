@@ -45,7 +45,9 @@ GARBAGE = {
 @cache
 def make(name: str, style: str) -> Task:
     task_class = registry.load("tasks", name)
-    return task_class(task_class.Config(name=name, prompt=style))
+    sizes = {"num_train": 300, "num_validation": 100, "num_test": 100}
+    sizes = {size: num for size, num in sizes.items() if size in task_class.Config.model_fields}
+    return task_class(task_class.Config(name=name, prompt=style, **sizes))
 
 
 @cache
@@ -155,9 +157,20 @@ def test_fields_of_another_task_are_a_data_error(name, fields):
 
 
 @every_task
+@pytest.mark.parametrize("split", ["dev", "Test", ""])
+def test_unknown_splits_are_refused(name, split):
+    with pytest.raises(
+        ValueError, match=rf"split: {split!r} is unknown; give one of train, validation, test"
+    ):
+        make(name, "instruct").load(split)
+
+
+@every_task
 def test_unknown_parts_and_settings_are_refused(name):
     task_class = registry.load("tasks", name)
     with pytest.raises(ValueError, match="no part 'nonsense'"):
         task_class(task_class.Config(name=name, reward_weights={"nonsense": 1.0}))
     with pytest.raises(ValueError, match="nonsense"):
         task_class.Config(name=name, nonsense=1)
+    with pytest.raises(ValueError, match="seed"):
+        task_class.Config(name=name, seed=-1)

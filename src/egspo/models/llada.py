@@ -226,7 +226,7 @@ class LLaDAModelLM(PreTrainedModel):
         positions: Int[Tensor, "batch places"] | None = None,
         **_,
     ) -> MaskedLMOutput:
-        """Logits at ``positions`` (default: all), ``[batch, places, embedding_size]``.
+        """Logits at ``positions`` (default: all), ``[batch, places, vocab_size]``.
 
         Positions are counted over attended tokens only, so padding on either side changes nothing.
         """
@@ -238,7 +238,7 @@ class LLaDAModelLM(PreTrainedModel):
         for block in body:
             x = self._run(block, x, cos, sin, bias)
         x = self._run(last, x, cos, sin, bias, positions)
-        return MaskedLMOutput(logits=parts["ff_out"](parts["ln_f"](x)))
+        return MaskedLMOutput(logits=parts["ff_out"](parts["ln_f"](x))[..., : self.config.vocab_size])
 
     def _run(self, block: LLaDABlock, *inputs: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

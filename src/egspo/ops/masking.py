@@ -12,7 +12,7 @@ def stratified_levels(uniform: Float64[Tensor, "batch"], eps: float = 1e-3) -> F
     2107.00630).
     """
     num = len(uniform)
-    t = (torch.arange(num, device=uniform.device) / num + uniform[0]) % 1
+    t = (torch.arange(num, device=uniform.device, dtype=uniform.dtype) / num + uniform[0]) % 1
     return eps + (1 - eps) * t
 
 

@@ -14,7 +14,7 @@ import math
 import operator
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,8 @@ from egspo.tasks import base
 from egspo.tasks.base import GeneratedConfig, Part, Problem
 from egspo.types import Grade, Prompt
 
-Tree = int | tuple[str, "Tree", "Tree"]
+Tree = int | tuple
+"""A number, or (sign, left tree, right tree)."""
 
 LARGEST = 10**9
 MOST_SOLVED = 5
@@ -38,6 +39,7 @@ VAIN_DRAWS = 20_000
 """Draws in a row without a new problem after which there are taken to be no more."""
 TRIES = 10
 """Draws for one target and one choice of operators, so that those which are hard to meet are not rare."""
+_VALUE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": Fraction}
 _LEFT_OPERAND = {"+": operator.sub, "-": operator.add, "*": operator.floordiv, "/": operator.mul}
 INSTRUCTION = """\
 Reach the target {target} with the numbers {numbers}. Use every number exactly once, and only addition (+), \
@@ -124,8 +126,8 @@ class Task(base.GeneratedTask):
             new = next((drawn for drawn in draws if drawn and self._key(drawn[0]) not in seen), None)
             if new is None:
                 raise ValueError(
-                    f"task.num_{split}: {wanted} problems, but only {len(problems)} were found besides those of "
-                    f"later splits; lower task.num_{split} to that, or widen the ranges of task.max_number, "
+                    f"task.num_{split}: {wanted} problems, but only {len(problems)} were found that no later "
+                    f"split has; lower task.num_{split} to that, or widen the ranges of task.max_number, "
                     "min_target and max_target"
                 )
             seen.add(self._key(new[0]))
@@ -169,47 +171,41 @@ def solve(numbers: tuple[int, ...], target: int) -> str | None:
     """
     if not 2 <= len(numbers) <= MOST_SOLVED:
         return None
-    tree = _search([(number, number) for number in numbers], target)
-    tree = tree or _search([(Fraction(number), number) for number in numbers], target)
+    terms = [(number, number) for number in numbers]
+    tree = _search(terms, target, whole=True) or _search(terms, target, whole=False)
     return None if tree is None else write(tree)
 
 
-def _search(terms: list[tuple[Any, Tree]], target: int) -> Tree | None:
+def _search(terms: list[tuple[Any, Tree]], target: int, whole: bool) -> Tree | None:
     """Puts the result of two terms (value, tree) in their place until one is left that equals the target."""
     if len(terms) == 1:
         return terms[0][1] if terms[0][0] == target else None
     for i, j in itertools.permutations(range(len(terms)), 2):
         (a, left), (b, right) = terms[i], terms[j]
         others = [term for k, term in enumerate(terms) if k not in (i, j)]
-        for sign, value in _combine(a, b):
-            tree = _search([*others, (value, (sign, left, right))], target)
+        for sign in "+-*/" if a >= b else "-/":
+            value = None if sign == "/" and b == 0 else _VALUE[sign](a, b)
+            if value is None or (whole and (value <= 0 or value.denominator > 1)):
+                continue
+            tree = _search([*others, (value, (sign, left, right))], target, whole)
             if tree is not None:
                 return tree
     return None
 
 
-def _combine(a, b) -> Iterator[tuple[str, Any]]:
-    """Operations on two values in this order: ints to positive ints only, Fractions to any Fractions."""
-    whole = isinstance(a, int)
-    if a >= b:
-        yield "+", a + b
-        yield "*", a * b
-    if a > b or not whole:
-        yield "-", a - b
-    if b and not (whole and a % b):
-        yield "/", a // b if whole else a / b
-
-
 def write(tree: Tree) -> str:
-    """The one form of a tree (sign, left, right) that the module describes."""
+    """A tree in the one form that the module describes."""
     if not isinstance(tree, tuple):
         return str(tree)
     chain = "+-" if tree[0] in "+-" else "*/"
-    terms = [(sign, write(operand)) for sign, operand in _terms(tree, chain)]
-    terms.sort(key=lambda term: (term[0] == chain[1], -answers.evaluate_expression(term[1])[0], term[1]))
-    if chain == "*/":
-        terms = [(sign, text if text.isdigit() else f"({text})") for sign, text in terms]
-    return "".join(itertools.chain.from_iterable(terms))[1:]
+    terms = [(sign == chain[1], -_value(term), sign, write(term)) for sign, term in _terms(tree, chain)]
+    bare = chain == "+-"
+    texts = [sign + (text if bare or text.isdigit() else f"({text})") for *_, sign, text in sorted(terms)]
+    return "".join(texts)[1:]
+
+
+def _value(tree: Tree) -> Fraction | int:
+    return _VALUE[tree[0]](_value(tree[1]), _value(tree[2])) if isinstance(tree, tuple) else tree
 
 
 def _terms(tree: Tree, chain: str) -> list[tuple[str, Tree]]:

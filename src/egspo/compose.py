@@ -1,0 +1,113 @@
+"""Composition of settings: YAML files from left to right, then ``key.sub=value``, into one nested dictionary."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from egspo import registry
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line each."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+def compose(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Files (or names of shipped recipes) and overrides, each over what stands left of it.
+
+    Raises:
+        ConfigError: for every file that is missing or broken and every override that is not ``key=value``.
+    """
+    merged: dict[str, Any] = {}
+    problems: list[str] = []
+    readers = [*((_read_recipe, path) for path in paths), *((parse_override, text) for text in overrides)]
+    for read, source in readers:
+        try:
+            merged = merge(merged, read(source))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return merged
+
+
+def _read_recipe(path: str | Path) -> dict[str, Any]:
+    return read_yaml(find_recipe(path))
+
+
+def merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """``right`` over ``left``, mappings merged key by key."""
+    merged = dict(left)
+    for key, value in right.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping of sections that a file holds.
+
+    Raises:
+        ConfigError: if it is not YAML (with the line), or holds something else.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid YAML ({_reason(error)}); mend the file"]) from None
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}: holds no mapping of sections; write SECTION: {{KEY: VALUE}}"])
+    return values
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``a.b=value`` as a nested dictionary; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError([f"{text!r}: neither a configuration file nor KEY=VALUE"])
+    try:
+        nested: Any = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError([f"{key}: value {value!r} is not valid YAML; quote it"]) from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 1e-4 is the number that a user means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
+def _reason(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error.context}"
+
+
+def recipe_folder() -> Path:
+    """The recipes of an installed package, else those of the checkout it runs from."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(path: str | Path) -> Path:
+    """A file, or a shipped recipe by its name (``sudoku/rl``)."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for shipped in (recipe_folder() / path, recipe_folder() / f"{path}.yaml"):
+        if shipped.is_file():
+            return shipped
+    known = sorted(str(p.relative_to(recipe_folder()).with_suffix("")) for p in recipe_folder().rglob("*.yaml"))
+    raise ConfigError([f"{path}: no such file or recipe{registry.suggest(str(path), known)}"])

@@ -1,0 +1,91 @@
+"""The distribution that acts."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp, plackett_luce_logp
+
+
+def test_acting_logp():
+    logits = torch.tensor([1.0, 2.0, 4.0, 3.0])
+    # Tokens 0, 1, 3 at temperature 2: exp(0.5), exp(1), exp(1.5) over their sum.
+    whole = math.exp(0.5) + math.exp(1.0) + math.exp(1.5)
+    expected = [0.5 - math.log(whole), 1.0 - math.log(whole), -math.inf, 1.5 - math.log(whole)]
+    assert acting_logp(logits, 2.0, (2,)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_acting_logp_at_temperature_0_is_that_of_temperature_1():
+    logits = torch.tensor([1.0, 2.0, 4.0])
+    assert torch.equal(acting_logp(logits, 0.0, (1,)), acting_logp(logits, 1.0, (1,)))
+
+
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(1e-9, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 3), (0.99, 3), (1 - 1e-16, 3)]
+)
+def test_draw_inverts_the_cumulative_probabilities(uniform, token):
+    # Cumulative: 0.1, 0.3, 0.3, 1.0.
+    logp = torch.tensor([0.1, 0.2, 0.0, 0.7], dtype=torch.float64).log()
+    assert int(draw(logp, torch.tensor(uniform, dtype=torch.float64))) == token
+
+
+@pytest.mark.parametrize("ruled_out", [0, 2, 4])
+@pytest.mark.parametrize("uniform", [5e-17, 0.2, 0.5, 0.8, 1 - 2**-53, 1.0])
+def test_draw_never_takes_what_is_ruled_out(ruled_out, uniform):
+    # Probabilities in float32 sum to a little more or less than 1, and even a number that rounds to 1 must not
+    # fall behind the last token that is possible.
+    logits = torch.randn(2_000, 5, generator=torch.Generator().manual_seed(0))
+    logp = acting_logp(logits, 0.7, (ruled_out,))
+    drawn = draw(logp, torch.full((2_000,), uniform, dtype=torch.float64))
+    assert not (drawn == ruled_out).any() and drawn.max() < 5
+
+
+def test_entropy():
+    logp = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).log()
+    assert entropy(logp).tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)
+
+
+def test_gather_logp():
+    logp = torch.tensor([[[-1.0, -2.0], [-3.0, -4.0]]])
+    assert gather_logp(logp, torch.tensor([[1, 0]])).tolist() == [[-2.0, -3.0]]
+
+
+def test_exact_kl_and_its_gradient():
+    logits = torch.tensor([0.0, 1.0, 3.0, 2.0], dtype=torch.float64, requires_grad=True)
+    logp, other = acting_logp(logits, 1.0, (2,)), torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64).log()
+    p = [math.exp(z) / (1 + math.e + math.e**2) for z in (0, 1, 2)]
+    kl = sum(a * math.log(a / b) for a, b in zip(p, (0.5, 0.25, 0.25), strict=True))
+    value = exact_kl(logp, other)
+    assert float(value.detach()) == pytest.approx(kl)
+    # d KL / d z_a = p_a (log p_a / q_a - KL), 0 for the token that is ruled out.
+    slopes = [a * (math.log(a / b) - kl) for a, b in zip(p, (0.5, 0.25, 0.25), strict=True)]
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient.tolist() == pytest.approx([slopes[0], slopes[1], 0.0, slopes[2]])
+
+
+def test_plackett_luce_by_hand():
+    # Candidates 0, 1, 3 with strengths 1, 2, 3; drawn: 3, then 0: (3 / 6) * (1 / 3).
+    score = torch.tensor([[1.0, 2.0, 7.0, 3.0]], dtype=torch.float64).log()
+    order = torch.tensor([[1, -1, -2, 0]])
+    assert float(plackett_luce_logp(score, order).exp()) == pytest.approx(3 / 6 * 1 / 3)
+
+
+def test_plackett_luce_ordered_draws_sum_to_one():
+    score = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    orders = torch.full((12, 4), -1)
+    for n, drawn in enumerate(itertools.permutations(range(4), 2)):
+        orders[n, list(drawn)] = torch.arange(2)
+    assert float(plackett_luce_logp(score.expand(12, 4), orders).exp().sum()) == pytest.approx(1)
+
+
+def test_plackett_luce_of_rows_with_different_numbers_drawn():
+    # Row 0 draws its only candidate, of probability 1; row 1 draws all three, the last with probability 1.
+    score = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    logp = plackett_luce_logp(score, torch.tensor([[0, -2, -2], [2, 0, 1]]))
+    assert logp.exp().tolist() == pytest.approx([1.0, 1 / 6])
+    (gradient,) = torch.autograd.grad(logp.sum(), score)
+    # Row 1: drawn, less its share of each draw it took part in.
+    expected = [[0, 0, 0], [1 - 1 / 3 - 1 / 2 - 1, 1 - 1 / 3, 1 - 1 / 3 - 1 / 2]]
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
