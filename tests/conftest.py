@@ -1,8 +1,12 @@
 """Shapes and types of every call into the package are checked; a fixture builds fresh tiny policies."""
 
-from jaxtyping import install_import_hook
+from typing import runtime_checkable
 
-# Before anything imports the package.
+from jaxtyping import install_import_hook
+from pydantic import ValidationInfo
+
+# Before anything imports the package. Pydantic's protocol cannot be checked as it is.
+runtime_checkable(ValidationInfo)
 install_import_hook("egspo", "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -1,7 +1,7 @@
 """EGSPO-SA as its description reads, loop by loop: one sample, one step, one position, one token at a time.
 
-Slow and plain on purpose. Of the package it uses the records' settings and the definition of the noise; the model
-is called on one unpadded canvas at a time.
+Slow and plain on purpose. Of the package it uses the records' settings and the definition of the noise; the
+model is called on one unpadded canvas at a time.
 """
 
 import math
@@ -46,7 +46,9 @@ def logits_at(model, prompt, canvas, sampler, mask_id):
 def log_probabilities(logits, allowed, temperature):
     """``log softmax(logits / temperature)`` over the allowed tokens, minus infinity elsewhere."""
     scaled = logits / (temperature if temperature > 0 else 1.0)
-    return torch.where(allowed, scaled - scaled[allowed].logsumexp(0), torch.tensor(-math.inf, dtype=scaled.dtype))
+    return torch.where(
+        allowed, scaled - scaled[allowed].logsumexp(0), torch.tensor(-math.inf, dtype=scaled.dtype)
+    )
 
 
 def entropy_of(logp):
@@ -146,7 +148,8 @@ def choice_logp(sampler, logits, allowed, hidden, chosen):
     if sampler.remasking != "plackett_luce":
         return 0.0
     strength = {
-        i: log_probabilities(logits[i], allowed, 1.0).max().exp() / sampler.position_temperature for i in hidden
+        i: log_probabilities(logits[i], allowed, 1.0).max().exp() / sampler.position_temperature
+        for i in hidden
     }
     logp = 0.0
     for i in chosen:
@@ -204,8 +207,10 @@ def step_return(sample, step, reward, config):
 
 
 def known_returns(samples, reward, config):
-    """For each sample, the returns that enter baselines: step -> return. Without stepwise advantages a sample has
-    one return, the same at every step."""
+    """For each sample, the returns that enter baselines: step -> return.
+
+    Without stepwise advantages a sample has one return, the same at every step.
+    """
     if config.step_advantage_weight == 0:
         return [{t: reward(s.canvas) for t in range(len(s.revealed))} for s in samples]
     whole = config.baseline in ("same_step", "leave_one_out")
@@ -234,7 +239,9 @@ def advantage(i, step, samples, returns, config, group_size):
         case "same_rank":
             order = [selected_steps(samples[j], config) for j in group]
             rank = selected_steps(samples[i], config).index(step)
-            peers = [returns[j][steps[rank]] for j, steps in zip(group, order, strict=True) if rank < len(steps)]
+            peers = [
+                returns[j][steps[rank]] for j, steps in zip(group, order, strict=True) if rank < len(steps)
+            ]
         case "batch" if config.step_advantage_weight == 0:
             peers = [values[0] for values in returns]
         case "batch":
@@ -266,7 +273,10 @@ def loss(model, reference, samples, reward, config, sampler, group_size, mask_id
                 total = total + weight * term
                 clipped, ratios = clipped + was_clipped, ratios + 1
             if config.beta > 0:
-                total = total + config.beta * kl(reference, sample, step, tokens, config, sampler, mask_id) / share
+                total = (
+                    total
+                    + config.beta * kl(reference, sample, step, tokens, config, sampler, mask_id) / share
+                )
     return total / len(samples), (clipped, ratios)
 
 

@@ -69,7 +69,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Action:
-    """What one step may do. ``logp`` is its true log-probability; the others are what a trajectory records."""
+    """What a step may do. ``logp`` is its true log-probability, the others are what a trajectory records."""
 
     positions: tuple[int, ...]
     """In the order in which they were drawn."""
@@ -137,7 +137,9 @@ class World:
 
     def _action(self, acting, places, tokens, position_logp) -> Action:
         token_logp = tuple(acting[i, v] for i, v in zip(places, tokens, strict=True))
-        return Action(tuple(places), tuple(tokens), token_logp, position_logp, sum(token_logp) + position_logp)
+        return Action(
+            tuple(places), tuple(tokens), token_logp, position_logp, sum(token_logp) + position_logp
+        )
 
     def _choices(self, logp: Tensor, hidden: list[int], count: int):
         """Ordered choices of positions with their log-probabilities; they look at the state alone."""
@@ -203,7 +205,9 @@ class World:
         factors = [1.0] * self.sampler.diffusion_steps if factors is None else factors
         total = 0.0
         for path, reward in zip(self.paths, rewards, strict=True):
-            logp = sum(f * a.logp + (1 - f) * a.logp.detach() for f, a in zip(factors, path.actions, strict=True))
+            logp = sum(
+                f * a.logp + (1 - f) * a.logp.detach() for f, a in zip(factors, path.actions, strict=True)
+            )
             total = total + reward * logp.exp()
         return flat_gradient(total, self.policy)
 
@@ -219,8 +223,15 @@ class World:
 
     def trajectory(self, padding: int = 0) -> Trajectory:
         """All paths as the record that a rollout would have made of them; prompts padded on the left."""
-        count, length, steps = len(self.paths), self.sampler.max_completion_length, self.sampler.diffusion_steps
-        reveal_step, order = torch.zeros(count, length, dtype=torch.long), torch.zeros(count, length, dtype=torch.long)
+        count, length, steps = (
+            len(self.paths),
+            self.sampler.max_completion_length,
+            self.sampler.diffusion_steps,
+        )
+        reveal_step, order = (
+            torch.zeros(count, length, dtype=torch.long),
+            torch.zeros(count, length, dtype=torch.long),
+        )
         token_logp = torch.zeros(count, length, dtype=torch.float64)
         position_logp = torch.zeros(count, steps, dtype=torch.float64)
         for n, path in enumerate(self.paths):
@@ -239,7 +250,9 @@ class World:
             reveal_order=order,
             token_logp=token_logp,
             position_logp=position_logp,
-            entropy=torch.tensor([[float(h.detach()) for h in path.entropy] for path in self.paths], dtype=torch.float64),
+            entropy=torch.tensor(
+                [[float(h.detach()) for h in path.entropy] for path in self.paths], dtype=torch.float64
+            ),
             one_step=torch.tensor([[self.greedy(c) for c in path.canvases] for path in self.paths]),
             completion_mask=written,
             last_step=torch.where(written, reveal_step, 0).amax(1),
@@ -263,7 +276,9 @@ def rewards(world: World) -> Tensor:
 def flat_gradient(value: Tensor, policy: Policy) -> Tensor:
     """Gradient by all parameters as one vector; the graph is kept."""
     parameters = list(policy.model.parameters())
-    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     return torch.cat([g.flatten() for g in found])
 
 

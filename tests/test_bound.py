@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mdp import MASK, A, B, World, flat_gradient, rewards, tabular_policy, transformer_policy
 
 from egspo.config import SamplerConfig
 from egspo.likelihood import score
 from egspo.objectives import egspo
 from egspo.types import Rewards, Steps
+from mdp import MASK, A, B, World, flat_gradient, rewards, tabular_policy, transformer_policy
 
 STEPS = 3
 
@@ -73,7 +73,7 @@ def test_score_of_a_state_is_bounded_by_its_entropy(model, temperature):
         norms = torch.stack([flat_gradient(a.logp, policy).norm() for a in actions])
         entropy = float(-(chances * chances.log()).sum())
         bound = 2 * dlogits / temperature * entropy
-        # Seen: 20 to 48 % of the bound in a table, 2 to 11 % in a transformer, whose logits differ in steepness.
+        # Seen: 20 to 48 % of the bound in a table, 2 to 11 % in a transformer.
         assert 0.02 * bound < float((chances * norms).sum()) <= bound
 
 
@@ -94,11 +94,18 @@ def test_steps_fixed_beforehand_drop_no_more_than_their_entropy(rule, temperatur
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
 def test_drawn_positions_add_their_entropy(temperature):
-    # Plackett-Luce positions are a softmax as well, with the top probabilities over position_temperature as logits.
+    # Plackett-Luce positions are a softmax too, whose logits are top probabilities over position_temperature.
     world = make_world("plackett_luce", temperature)
     canvases = {canvas for path in world.paths for canvas in path.canvases}
-    tops = [world.logits(canvas)[i].softmax(-1).amax() for canvas in canvases for i in range(3) if canvas[i] == MASK]
-    strength = max(float(flat_gradient(p, world.policy).norm()) for p in tops) / world.sampler.position_temperature
+    tops = [
+        world.logits(canvas)[i].softmax(-1).amax()
+        for canvas in canvases
+        for i in range(3)
+        if canvas[i] == MASK
+    ]
+    strength = (
+        max(float(flat_gradient(p, world.policy).norm()) for p in tops) / world.sampler.position_temperature
+    )
     largest = float(rewards(world).abs().max())
     trajectory, chance = world.trajectory(), world.probabilities()
     for t in range(STEPS):
@@ -117,8 +124,8 @@ def test_top_k_drops_no_more_than_the_bound(rule, temperature, num_selected):
     chance, trajectory = world.probabilities(), world.trajectory()
     lost, out = dropped(world, rewards(world), selection="top_entropy", num_selected_steps=num_selected)
     size = float(lost.norm())
-    # Whether a step is dropped depends on the entropies after it, hence on its own action: its surprisal stands for
-    # its entropy, or its entropy counts by the largest chance, over its actions, of being dropped.
+    # Whether a step is dropped depends on the entropies after it, hence on its own action: its surprisal
+    # stands for its entropy, or its entropy counts by the largest chance, over its actions, of being dropped.
     surprisal = constant(world) * float((chance[:, None] * token_surprisal(trajectory) * out).sum())
     worst = constant(world) * float((chance[:, None] * trajectory.entropy * chance_of_drop(world, out)).sum())
     assert size <= surprisal
@@ -134,7 +141,7 @@ def token_surprisal(trajectory):
 
 
 def chance_of_drop(world, out):
-    """``[paths, steps]``: the largest probability, over the actions of the path's state, that the step is dropped."""
+    """``[paths, steps]``: largest probability, over the actions of its state, that the step is dropped."""
     chance = world.probabilities().tolist()
     by_action, total = defaultdict(float), defaultdict(float)
     for path, p, row in zip(world.paths, chance, out.tolist(), strict=True):
@@ -161,9 +168,9 @@ def test_no_other_choice_leaves_less_entropy(num_selected):
 
 
 def test_entropy_alone_does_not_bound_what_top_k_drops():
-    # Step 0 writes b once in a hundred times; only then is step 1 uncertain, so that only then is step 0 dropped,
-    # where its score is large: dropped 0.01 * |d log pi(b)| = 0.01 * 0.99 * sqrt(2) = 0.014, but
-    # C * 0.01 * H_0 = 2 * 0.01 * 0.056 = 0.0011. The surprisal of b, log 100, is enough: 2 * 0.01 * 4.6 = 0.092.
+    # Step 0 writes b once in a hundred times; only then is step 1 uncertain, so that only then is step 0
+    # dropped, where its score is large: 0.01 * |d log pi(b)| = 0.01 * 0.99 * sqrt(2) = 0.014 is lost, while
+    # C * 0.01 * H_0 = 2 * 0.01 * 0.056 = 0.0011. The surprisal, log 100, is enough: 2 * 0.01 * 4.6 = 0.092.
     policy = tabular_policy(length=2, vocab=3)
     table = policy.model.table.data.zero_()
     table[MASK + 3 * MASK, 0] = torch.tensor([0.99, 1.0, 0.01]).log()

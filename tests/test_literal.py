@@ -1,12 +1,12 @@
-"""The package against the literal implementation in literal.py: the sampler, and loss and gradient of EGSPO-SA."""
+"""The package against the literal implementation in literal.py: sampler, loss and gradient of EGSPO-SA."""
 
 import copy
 import itertools
 
-import literal
 import pytest
 import torch
 
+import literal
 from egspo.config import SamplerConfig
 from egspo.likelihood import score
 from egspo.objectives import egspo
@@ -70,7 +70,9 @@ def test_sampler(tiny_policy, rule, temperature):
     assert_same(*both_rollouts(make_policy(tiny_policy), sampler), atol=1e-10)
 
 
-@pytest.mark.parametrize("settings", [{"cfg_scale": 1.5}, {"block_length": 3}, {"block_length": 2, "diffusion_steps": 6}])
+@pytest.mark.parametrize(
+    "settings", [{"cfg_scale": 1.5}, {"block_length": 3}, {"block_length": 2, "diffusion_steps": 6}]
+)
 @pytest.mark.parametrize("rule", ["low_confidence", "plackett_luce"])
 def test_sampler_with_guidance_and_blocks(tiny_policy, rule, settings):
     sampler = make_sampler(remasking=rule, **settings)
@@ -95,7 +97,7 @@ def rolled_out(tiny_policy):
 
 
 def both_losses(policy, sampler, trajectory, samples, settings):
-    """(loss, gradient, counts of clipped and all ratios) of the package and of the literal one, after an update."""
+    """(loss, gradient, counts of clipped and all ratios) of both implementations, after an update."""
     reference, policy = policy.model, copy.deepcopy(policy)
     policy.freeze_reference()
     perturb(policy.model)
@@ -104,7 +106,10 @@ def both_losses(policy, sampler, trajectory, samples, settings):
     candidates, values = objective.candidates(trajectory), None
     if candidates is not None:
         values = torch.tensor(
-            [[reward(s.one_step[t]) for t in row] for s, row in zip(samples, candidates.index.tolist(), strict=True)],
+            [
+                [reward(s.one_step[t]) for t in row]
+                for s, row in zip(samples, candidates.index.tolist(), strict=True)
+            ],
             dtype=torch.float64,
         )
     finals = torch.tensor([reward(s.canvas) for s in samples], dtype=torch.float64)
@@ -158,7 +163,12 @@ OTHERS = [
     )
 ]
 SETTINGS = [
-    {"selection": selection, "baseline": baseline, "num_selected_steps": 2 + n % 2, **OTHERS[(3 * n) % len(OTHERS)]}
+    {
+        "selection": selection,
+        "baseline": baseline,
+        "num_selected_steps": 2 + n % 2,
+        **OTHERS[(3 * n) % len(OTHERS)],
+    }
     for n, (selection, baseline) in enumerate(itertools.product(SELECTIONS, BASELINES))
 ]
 

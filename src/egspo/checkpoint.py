@@ -1,6 +1,7 @@
 """Checkpoints of a run: written whole or not at all, found by number, and enough to go on bit for bit."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,51 +12,86 @@ from torch import nn
 
 from egspo.policy import unwrap
 
+BEST = "best.safetensors"
+_NAME = re.compile(r"step-([0-9]+)")
+
 
 class Checkpoints:
     """``checkpoints/step-000100/`` with the trainable weights, the optimizer and the trainer's counters.
 
-    All noise of a run is a function of its seed and step, so there is no generator state to keep.
+    All noise of a run is a function of its seed and step, so there is no generator state to keep. A
+    checkpoint also holds the best validated weights as they were then: a run that goes on from it may see
+    other scores the second time, and must not be left with weights that belong to none of them.
     """
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.keep = keep
+        self._best = folder / BEST
 
     def steps(self) -> list[int]:
         """Steps of all whole checkpoints, in numerical order."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.is_dir())
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(match[1]) for match in found if match)
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
         """Write to a temporary folder, then rename: an interrupted write leaves no checkpoint."""
-        target = self.folder / f"step-{step:06d}"
         draft = self.folder / f".draft-{step:06d}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_file(trainable_state(model), draft / "trainable.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "state": {**state, "step": step}}, draft / "trainer.pt")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(draft, target)
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "state": {**state, "step": step}}, draft / "trainer.pt"
+        )
+        if self._best.is_file():
+            _link(self._best, draft / BEST)
+        shutil.rmtree(self._at(step), ignore_errors=True)
+        os.replace(draft, self._at(step))
         for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.folder / f"step-{old:06d}")
+            shutil.rmtree(self._at(old))
 
     def save_best(self, model: nn.Module) -> None:
         """Keep the weights of the best validation so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / ".draft-best.safetensors"
+        draft = self._fresh_draft()
         save_file(trainable_state(model), draft)
-        os.replace(draft, self.folder / "best.safetensors")
+        os.replace(draft, self._best)
 
     def load_best(self, model: nn.Module) -> None:
-        load_trainable(model, load_file(self.folder / "best.safetensors"))
+        load_trainable(model, load_file(self._best))
+
+    def restore_best(self, step: int) -> None:
+        """Bring back the best validated weights as they were at a checkpoint."""
+        if (self._at(step) / BEST).is_file():
+            draft = self._fresh_draft()
+            shutil.copyfile(self._at(step) / BEST, draft)
+            os.replace(draft, self._best)
 
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Put a checkpoint into model and optimizer; returns the trainer's counters."""
-        folder = self.folder / f"step-{step:06d}"
-        load_trainable(model, load_file(folder / "trainable.safetensors"))
-        saved = torch.load(folder / "trainer.pt", weights_only=True, map_location="cpu")
+        load_trainable(model, load_file(self._at(step) / "trainable.safetensors"))
+        saved = torch.load(self._at(step) / "trainer.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(saved["optimizer"])
         return saved["state"]
+
+    def _fresh_draft(self) -> Path:
+        """A name to write to; never a file that has other names, whose contents would change with it."""
+        draft = self.folder / f".draft-{BEST}"
+        draft.unlink(missing_ok=True)
+        return draft
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:

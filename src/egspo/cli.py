@@ -10,6 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+INTERRUPTED = 130
+"""Exit code that typer gives a command stopped by Ctrl-C."""
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -18,8 +21,12 @@ app = typer.Typer(
     help="Reinforcement learning for diffusion language models.",
 )
 
-Settings = Annotated[list[str], typer.Argument(metavar="CONFIG.yaml... [key=value...]", help="composed left to right")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value...]", help="settings, e.g. task.seed=1")]
+Settings = Annotated[
+    list[str], typer.Argument(metavar="CONFIG.yaml... [key=value...]", help="composed left to right")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value...]", help="settings, e.g. task.seed=1")
+]
 Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
 TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
 Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
@@ -37,7 +44,9 @@ def sft(settings: Settings) -> None:
 
     policy, task, config = _open(SFTRun, settings)
     folder = SFTTrainer(policy, task, config).train()
-    _say(f"model: {folder}\nnext:  egspo train sudoku/task sudoku/rl model.model_name_or_path={folder}", config)
+    _say(
+        f"model: {folder}\nnext:  egspo train sudoku/task sudoku/rl model.model_name_or_path={folder}", config
+    )
 
 
 @app.command()
@@ -51,7 +60,8 @@ def train(settings: Settings) -> None:
 
     policy, task, config = _open(RLRun, settings)
     Trainer(policy, task, config).train()
-    _say(f"run:  {config.output_dir}\nnext: egspo eval {config.output_dir} && egspo report {config.output_dir}", config)
+    folder = config.output_dir
+    _say(f"run:  {folder}\nnext: egspo eval {folder} && egspo report {folder}", config)
 
 
 @app.command("eval")
@@ -62,12 +72,18 @@ def evaluate(
     adapter: Adapter = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
-    length: Annotated[list[int] | None, typer.Option(help="canvas length; may be given several times")] = None,
-    steps: Annotated[int | None, typer.Option(help="denoising steps; default: as trained, or half the length")] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(help="canvas length; may be given several times")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="denoising steps; default: as trained, or half the length")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="problems at most")] = None,
     seed: Annotated[int, typer.Option(help="matters only at a temperature above 0")] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    out: Annotated[Path | None, typer.Option(help="summary as FILE.json, items beside it as FILE.jsonl")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="summary as FILE.json, items beside it as FILE.jsonl")
+    ] = None,
 ) -> None:
     """Accuracy on a task, greedy unless set otherwise (sampler.temperature=…).
 
@@ -77,6 +93,8 @@ def evaluate(
     from egspo.settings import samplers_of, task_of
     from egspo.tracking import Screen, write_evaluation
 
+    if out is not None:
+        _check_writable(out.parent, "--out")
     policy = _load(model, adapter)
     problems = task_of(policy, task, data, overrides or [])
     prompts = problems.load(split)[:limit]
@@ -84,7 +102,14 @@ def evaluate(
     for sampler in samplers:
         with Screen("eval", len(prompts)) as screen:
             summary, items = run(
-                policy, problems, prompts, sampler, batch_size, seed, split, progress=lambda n, s=screen: s.advance(n, "")
+                policy,
+                problems,
+                prompts,
+                sampler,
+                batch_size,
+                seed,
+                split,
+                progress=lambda n, s=screen: s.advance(n, ""),
             )
         if out is not None:
             several = len(samplers) > 1
@@ -110,20 +135,23 @@ def grade(
     from egspo.settings import task_of
 
     if grader not in ("default", "paper"):
-        raise ValueError(f"--grader: {grader!r} is neither default nor paper")
+        raise ValueError(f"--grader: {grader!r} is unknown; give default or paper")
+    if out is not None:
+        _check_writable(out.parent, "--out")
     problems = task_of(None, task, None, overrides or [])
     verdicts = list(grade_file(problems, generations, grader))
     lines = "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(lines, encoding="utf-8")
     else:
         sys.stdout.write(lines)
-    right, low_high = sum(v["correct"] for v in verdicts), wilson(sum(v["correct"] for v in verdicts), len(verdicts))
     for verdict in verdicts:
-        if verdict["reason"].startswith(f"line {verdict['index'] + 1}: "):
+        if verdict["broken"]:
             typer.echo(f"{generations}: {verdict['reason']}; graded wrong", err=True)
-    share = right / max(1, len(verdicts))
-    typer.echo(f"accuracy {share:.4f} ({right}/{len(verdicts)}, 95% {low_high[0]:.3f}-{low_high[1]:.3f})")
+    right, n = sum(verdict["correct"] for verdict in verdicts), len(verdicts)
+    low, high = wilson(right, n)
+    typer.echo(f"accuracy {right / max(1, n):.4f} ({right}/{n}, 95% {low:.3f}-{high:.3f})")
 
 
 @app.command()
@@ -147,7 +175,11 @@ def sample(
     from egspo.trace import write_trace
 
     if (prompt is None) == (index is None):
-        raise ValueError("give either --prompt TEXT or --index N (with --task NAME)")
+        raise ValueError("--prompt: give either --prompt TEXT or --index N (with --task NAME)")
+    if prompt is not None and (task is not None or data is not None):
+        raise ValueError("--prompt: takes no --task and no --data; give --index N to take a problem's prompt")
+    if trace is not None:
+        _check_writable(trace.parent, "--trace")
     policy = _load(model, adapter)
     sampler = samplers_of(policy, [], None, overrides or [])[0]
     problem = None
@@ -155,7 +187,9 @@ def sample(
         problems = task_of(policy, task, data, overrides or [])
         tests = problems.load("test")
         if index >= len(tests):
-            raise ValueError(f"--index: {index} is beyond the {len(tests)} problems; use 0 to {len(tests) - 1}")
+            raise ValueError(
+                f"--index: {index} is beyond the {len(tests)} problems; use 0 to {len(tests) - 1}"
+            )
         problem = tests[index]
     asked = prompt if problem is None else problem.messages
     out = generate(policy, [asked], seed=seed, **sampler.model_dump())
@@ -186,7 +220,7 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|recipes")]) -> None:
+def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|recipes|settings")]) -> None:
     """What there is, one line each with its source.
 
     Example: egspo list tasks
@@ -218,11 +252,12 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("EGSPO_DEBUG"):
             raise
-        sys.stderr.write(f"egspo: {error}\n")
+        sys.stderr.write("".join(f"egspo: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("\negspo: interrupted; the same command goes on from the last checkpoint\n")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            sys.stderr.write("\negspo: interrupted; the same command goes on from the last checkpoint\n")
+        raise
 
 
 def _open(kind, settings: list[str]):
@@ -231,7 +266,7 @@ def _open(kind, settings: list[str]):
 
     files = [s for s in settings if "=" not in s or Path(s).is_file()]
     config = load_config(kind, files, [s for s in settings if s not in files])
-    _check_writable(config.output_dir)
+    _check_writable(config.output_dir, "output_dir")
     from egspo import registry
     from egspo.policy import build_policy
 
@@ -267,10 +302,11 @@ def _limit_threads(policy) -> None:
         torch.set_num_threads(1)
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, field: str) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"output_dir: {folder} cannot be written ({existing} is read-only); choose another folder")
+        kind = "is read-only" if existing.is_dir() else "is no folder"
+        raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
 
 
 def _say(text: str, config) -> None:
@@ -296,5 +332,7 @@ def _show_evaluations(run: Path) -> None:
     for summary in (json.loads(file.read_text(encoding="utf-8")) for file in files):
         low, high = summary["ci95"]
         finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in summary["counts"].items())
-        table.add_row(summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer)
+        table.add_row(
+            summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer
+        )
     Console().print(table)

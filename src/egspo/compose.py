@@ -1,4 +1,4 @@
-"""Composition of settings: YAML files from left to right, then ``key.sub=value``, into one nested dictionary."""
+"""Composition of settings: YAML files from left to right, then ``key.sub=value``, into one dictionary."""
 
 import re
 from collections.abc import Sequence
@@ -84,7 +84,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -92,7 +94,9 @@ def _reason(error: yaml.YAMLError | UnicodeDecodeError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return str(error).splitlines()[0]
-    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error.context}"
+    return (
+        f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error.context}"
+    )
 
 
 def recipe_folder() -> Path:
@@ -109,5 +113,7 @@ def find_recipe(path: str | Path) -> Path:
     for shipped in (recipe_folder() / path, recipe_folder() / f"{path}.yaml"):
         if shipped.is_file():
             return shipped
-    known = sorted(str(p.relative_to(recipe_folder()).with_suffix("")) for p in recipe_folder().rglob("*.yaml"))
+    known = sorted(
+        str(p.relative_to(recipe_folder()).with_suffix("")) for p in recipe_folder().rglob("*.yaml")
+    )
     raise ConfigError([f"{path}: no such file or recipe{registry.suggest(str(path), known)}"])

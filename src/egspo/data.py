@@ -34,18 +34,18 @@ class Problems:
         return picked
 
 
-def encode_problems(policy: Policy, prompts: Sequence[Prompt], max_prompt_length: int) -> Problems:
-    """Tokenise prompts; too long ones are left out and counted, never cut.
+def encode_problems(policy: Policy, prompts: Sequence[Prompt], longest: int, field: str) -> Problems:
+    """Tokenise prompts; those of more than ``longest`` tokens are left out and counted, never cut.
 
     Raises:
-        ValueError: if none is left.
+        ValueError: if none is left; ``field`` is the setting that ``longest`` came from.
     """
     encoded = policy.encode_prompts([prompt.messages for prompt in prompts])
-    kept = [i for i, ids in enumerate(encoded) if len(ids) <= max_prompt_length]
+    kept = [i for i, ids in enumerate(encoded) if len(ids) <= longest]
     if not kept:
         shortest = min((len(ids) for ids in encoded), default=0)
         raise ValueError(
-            f"max_prompt_length: {max_prompt_length} leaves no prompt of {len(encoded)}; the shortest has {shortest} tokens"
+            f"{field}: {longest} leaves none of {len(encoded)} prompts; the shortest needs {shortest}"
         )
     return Problems([prompts[i] for i in kept], [encoded[i] for i in kept], len(encoded) - len(kept))
 
@@ -71,16 +71,30 @@ def load_hub_pairs(name: str, split: str) -> list[Prompt]:
 
 def as_pair(row: dict[str, Any], place: str) -> Prompt:
     """``prompt`` and ``completion`` (texts or messages), or ``messages`` that end with the assistant's."""
-    if isinstance(row, dict) and isinstance(row.get("messages"), list) and len(row["messages"]) >= 2:
-        return Prompt(tuple(row["messages"][:-1]), {}, row["messages"][-1]["content"], place)
-    prompt, completion = (row.get("prompt"), row.get("completion")) if isinstance(row, dict) else (None, None)
-    if isinstance(completion, list) and completion:
-        completion = completion[-1].get("content")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not prompt or not isinstance(completion, str):
-        raise ValueError(f"sft.data: {place} has neither prompt and completion nor messages; add them")
-    return Prompt(tuple(prompt), {}, completion, place)
+    if "messages" in row:
+        messages = _messages(row["messages"])
+        prompt, completion = messages[:-1], messages[-1:]
+    else:
+        prompt, completion = row.get("prompt"), row.get("completion")
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt)
+        if isinstance(completion, str):
+            completion = [{"role": "assistant", "content": completion}]
+    completion = _messages(completion)
+    if not prompt or len(completion) != 1 or completion[0]["role"] != "assistant":
+        raise ValueError(
+            f"sft.data: {place} has neither prompt and completion nor messages; add them (the last of the "
+            "messages is the assistant's)"
+        )
+    return Prompt(tuple(prompt), {}, completion[0]["content"], place)
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    """Chat messages; none of what is no list of them."""
+    whole = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    )
+    return value if whole else []
 
 
 def _permutation(seed: int, epoch: int, size: int) -> list[int]:

@@ -12,7 +12,16 @@ import torch
 from egspo import registry
 from egspo.policy import shipped_models
 
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "datasets", "pydantic")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "datasets",
+    "pydantic",
+)
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -25,7 +34,10 @@ def findings() -> list[tuple[str, str]]:
         ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads a process"),
         ("memory", _memory()),
         ("disk here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free"),
-        ("trackers", ", ".join(name for name in TRACKERS if importlib.util.find_spec(name)) or "none installed"),
+        (
+            "trackers",
+            ", ".join(name for name in TRACKERS if importlib.util.find_spec(name)) or "none installed",
+        ),
         ("hub cache", _hub_cache()),
         ("shipped models", ", ".join(f"tiny:{name}" for name in shipped_models()) or "none"),
         ("tasks", ", ".join(registry.names("tasks"))),
@@ -60,4 +72,8 @@ def _hub_cache() -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE)
-    return f"{folder} ({sum(1 for _ in folder.glob('models--*'))} models)" if folder.is_dir() else f"{folder} (empty)"
+    return (
+        f"{folder} ({sum(1 for _ in folder.glob('models--*'))} models)"
+        if folder.is_dir()
+        else f"{folder} (empty)"
+    )

@@ -8,12 +8,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from egspo.config import EvalConfig, SamplerConfig
+from egspo.config import BaseRun, EvalConfig, SamplerConfig
 from egspo.ops import noise
 from egspo.policy import Policy
 from egspo.rewards import TaskScorer
 from egspo.rollout import pad_prompts, rollout
 from egspo.tasks.base import Task
+from egspo.tracking import RunFolder, Screen
 from egspo.types import Prompt
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -57,6 +58,26 @@ def evaluate(
     return summarise(items, task) | settings, items
 
 
+def validate(
+    policy: Policy,
+    task: Task,
+    config: BaseRun,
+    step: int,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    screen: Screen,
+) -> float:
+    """A point of the validation curve, written down and told; returns the accuracy."""
+    prompts = task.load("validation")[: config.eval.limit]
+    sampler, size = eval_sampler(config.sampler, config.eval), config.eval.batch_size
+    summary, items = evaluate(
+        policy, task, prompts, sampler, size, split="validation", accelerator=accelerator
+    )
+    folder.write_evaluation(f"validation-{step:06d}", summary | {"step": step}, items)
+    screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
+    return summary["accuracy"]
+
+
 def _evaluate_batch(policy, task, prompts, index, sampler, seed) -> list[dict[str, Any]]:
     encoded = policy.encode_prompts([prompt.messages for prompt in prompts])
     prompt_ids, prompt_mask = pad_prompts(policy, encoded)
@@ -84,7 +105,7 @@ def summarise(items: Sequence[dict[str, Any]], task: Task) -> dict[str, Any]:
     """Accuracy with its 95 % Wilson interval; finer counts (Sudoku cells) apart."""
     right, n = sum(item["correct"] for item in items), len(items)
     counts: dict[str, dict[str, float]] = {}
-    for name in {name for item in items for name in item.get("counts", {})}:
+    for name in dict.fromkeys(name for item in items for name in item.get("counts", {})):
         pairs = [item["counts"][name] for item in items if name in item["counts"]]
         hits, of = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         counts[name] = {"right": hits, "of": of, "share": hits / max(1, of)}

@@ -10,34 +10,35 @@ from egspo.types import Grade
 
 
 def grade_file(task: Task, path: Path, grader: str = "default") -> Iterator[dict[str, Any]]:
-    """One verdict a line: ``index, correct, reward, extracted, reason`` (and ``counts``).
+    """One verdict a line: ``index, correct, reward, extracted, reason`` (and ``counts``, and ``broken``).
 
-    A broken line is graded wrong with its number in ``reason``, and the rest goes on.
+    A broken line is graded wrong with its number in ``reason``, and the rest goes on; an empty one is none.
 
     Raises:
         ValueError: if the task has no such grader.
     """
+    if grader == "paper" and type(task).paper_grade is Task.paper_grade:
+        task.paper_grade("", {})  # raises, and says why
     judge = task.paper_grade if grader == "paper" else task.grade
     weights = task.reward_weights
-    for index, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        try:
-            generation, fields = _parse(line, task)
-        except ValueError as error:
-            yield _verdict(index, Grade(False, {}, None, f"line {index + 1}: {error}"), 0.0)
-            continue
-        try:
-            grade = judge(generation, fields)
-        except ValueError as error:
-            yield _verdict(index, Grade(False, {}, None, f"line {index + 1}: {error}"), 0.0)
-            continue
-        yield _verdict(index, grade, sum(weights[name] * value for name, value in grade.parts.items()))
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for index, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                grade = judge(*_parse(line, task))
+            except ValueError as error:
+                grade = Grade(False, {}, None, f"line {index + 1}: {error}")
+                yield _verdict(index, grade, 0.0) | {"broken": True}
+                continue
+            yield _verdict(index, grade, sum(weights[name] * value for name, value in grade.parts.items()))
 
 
 def _parse(line: str, task: Task) -> tuple[str, dict[str, Any]]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     missing = [name for name in ("generation", *task.grade_fields) if name not in row]
@@ -56,4 +57,5 @@ def _verdict(index: int, grade: Grade, reward: float) -> dict[str, Any]:
         "extracted": grade.extracted,
         "reason": grade.reason,
         "counts": {name: list(pair) for name, pair in grade.counts.items()},
+        "broken": False,
     }

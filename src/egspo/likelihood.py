@@ -1,4 +1,4 @@
-"""Evaluate a policy on canvases: guided logits for the sampler, log-probabilities of views for the objectives."""
+"""Evaluate a policy on canvases: guided logits for the sampler, log-probabilities for the objectives."""
 
 from collections.abc import Iterator
 
@@ -113,7 +113,9 @@ def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
     )
 
 
-def _pack(asked: Bool[Tensor, "rows length"]) -> tuple[Int[Tensor, "rows places"], Bool[Tensor, "rows places"]]:
+def _pack(
+    asked: Bool[Tensor, "rows length"],
+) -> tuple[Int[Tensor, "rows places"], Bool[Tensor, "rows places"]]:
     """Positions asked for, packed to the left, and which of the places are real."""
     places = max(1, int(asked.sum(1).max())) if len(asked) else 1
     positions = asked.long().argsort(dim=1, descending=True, stable=True)[:, :places]

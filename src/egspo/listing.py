@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
 from egspo import registry
 from egspo.compose import recipe_folder
+from egspo.config import RLRun, SFTRun
 
 Lines = Iterator[tuple[str, str]]
 
@@ -35,7 +39,36 @@ def models() -> Lines:
 def recipes() -> Lines:
     for path in sorted(recipe_folder().rglob("*.yaml")):
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        yield str(path.relative_to(recipe_folder()).with_suffix("")), first.lstrip("# ") if first.startswith("#") else ""
+        yield (
+            str(path.relative_to(recipe_folder()).with_suffix("")),
+            first.lstrip("# ") if first.startswith("#") else "",
+        )
+
+
+def settings() -> Lines:
+    """Every key of a configuration with its type, default and meaning; a section's own keys are indented by it."""
+    fields = SFTRun.model_fields | RLRun.model_fields
+    for key, info in fields.items():
+        folder = f"{key}s"
+        if folder in registry.KINDS:
+            for name in registry.names(folder):
+                yield from _keys(f"{key}[{name}].", registry.load(folder, name).Config)
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _keys(f"{key}.", info.annotation)
+        else:
+            yield key, _describe(info)
+
+
+def _keys(prefix: str, section: type[BaseModel]) -> Lines:
+    for key, info in section.model_fields.items():
+        yield prefix + key, _describe(info)
+
+
+def _describe(info: FieldInfo) -> str:
+    kind = getattr(info.annotation, "__name__", None) or str(info.annotation)
+    kind = str(info.annotation).replace("typing.", "") if "[" in str(info.annotation) else kind
+    default = "required" if info.is_required() else f"default {info.get_default(call_default_factory=True)!r}"
+    return "; ".join(part for part in (kind, default, info.description) if part)
 
 
 LISTINGS: dict[str, Callable[[], Lines]] = {
@@ -43,4 +76,5 @@ LISTINGS: dict[str, Callable[[], Lines]] = {
     "tasks": tasks,
     "models": models,
     "recipes": recipes,
+    "settings": settings,
 }

@@ -13,7 +13,13 @@ from egspo.rewards import Scored
 from egspo.types import Prompt, Rewards, Steps, Trajectory
 
 TIMES = ("time/rollout", "time/reward", "time/update")
-ALWAYS = ("optim/grad_norm", "optim/learning_rate", "update/canvases", "steps/skipped_samples_fraction", *TIMES)
+ALWAYS = (
+    "optim/grad_norm",
+    "optim/learning_rate",
+    "update/canvases",
+    "steps/skipped_samples_fraction",
+    *TIMES,
+)
 
 
 class Meter:
@@ -22,7 +28,7 @@ class Meter:
     def __init__(self):
         self._sums: dict[str, list[float]] = {}
 
-    def add(self, key: str, total: float, count: float) -> None:
+    def add(self, key: str, total: int | float, count: int | float) -> None:
         entry = self._sums.setdefault(key, [0.0, 0.0])
         entry[0] += total
         entry[1] += count
@@ -86,10 +92,11 @@ def transcripts(
     advantages: torch.Tensor,
     num: int,
 ) -> list[dict[str, Any]]:
-    """Records of the batch's first ``num`` samples: what was asked, written, earned, and what was trained on."""
-    return [
-        _transcript(step, i, prompts[i], scored, trajectory, steps, advantages) for i in range(min(num, len(prompts)))
-    ]
+    """Records of ``num`` samples: what was asked, written, earned, and what was trained on."""
+    size = scored.rewards.num_generations
+    # Every group's first sample, then every group's second: neighbours answer the same prompt.
+    spread = [row for first in range(size) for row in range(first, len(prompts), size)]
+    return [_transcript(step, i, prompts[i], scored, trajectory, steps, advantages) for i in spread[:num]]
 
 
 def _transcript(step, i, prompt: Prompt, scored: Scored, trajectory, steps, advantages) -> dict[str, Any]:
@@ -111,7 +118,9 @@ def _transcript(step, i, prompt: Prompt, scored: Scored, trajectory, steps, adva
     }
 
 
-def _selected(i: int, t: int, scored: Scored, trajectory: Trajectory, advantages: torch.Tensor) -> dict[str, Any]:
+def _selected(
+    i: int, t: int, scored: Scored, trajectory: Trajectory, advantages: torch.Tensor
+) -> dict[str, Any]:
     record = {
         "step": t,
         "entropy": round(float(trajectory.entropy[i, t]), 5),

@@ -24,11 +24,13 @@ END_TOKENS = (tiny.END, "<|eot_id|>", "<|im_end|>")
 class Policy:
     """A masked diffusion language model with its tokenizer.
 
-    ``model`` may be wrapped (PEFT, DDP). The reference policy is the model with its adapter switched off, or a
-    frozen copy of the weights taken by ``freeze_reference``.
+    ``model`` may be wrapped (PEFT, DDP). The reference policy is the model with its adapter switched off, or
+    a frozen copy of the weights taken by ``freeze_reference``.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str, folder: Path | None = None):
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, source: str, folder: Path | None = None
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
@@ -52,7 +54,7 @@ class Policy:
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
         positions: Int[Tensor, "batch places"] | None = None,
     ) -> Float[Tensor, "batch places vocab"]:
-        """Scores of the token at each of ``positions`` (default: all), in float32 (or float64, if the model is)."""
+        """Scores of the token at each of ``positions`` (default: all), in float32, or the model's float64."""
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask, positions=positions).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -76,12 +78,12 @@ class Policy:
         if _find_peft(self.model) is None:
             self._reference = copy.deepcopy(unwrap(self.model)).requires_grad_(False).eval()
 
-    def encode_prompts(
-        self, prompts: Sequence[str | Sequence[dict[str, str]]]
-    ) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
         """Token ids of prompts; chat messages (and bare text, as a user's message) get the chat template."""
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
-        texts = [self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+        texts = [
+            self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
+        ]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def encode_completion(self, text: str, length: int) -> list[int]:
@@ -120,21 +122,28 @@ def load_policy(
 ) -> Policy:
     """Load a policy from a folder, a hub name or a model shipped with the package (``tiny:NAME``).
 
-    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base. Never runs
-    remote code.
+    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base. Never
+    runs remote code.
 
     Raises:
         ValueError: if the model's type is unknown or its files are missing.
     """
     found = Path(_resolve(str(name)))
     if adapter is None and (found / "adapter_config.json").is_file():
-        base = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
         name, adapter = base, str(found)
-    return build_policy(ModelConfig(model_name_or_path=str(name), adapter=adapter, dtype=dtype), device=device)
+    return build_policy(
+        ModelConfig(model_name_or_path=str(name), adapter=adapter, dtype=dtype), device=device
+    )
 
 
 def build_policy(
-    config: ModelConfig, seed: int = 0, max_number_token: int | None = None, device: str | torch.device | None = None
+    config: ModelConfig,
+    seed: int = 0,
+    max_number_token: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Policy:
     """The policy of a configuration; ``seed`` draws fresh weights and adapters."""
     with torch.random.fork_rng():
@@ -175,9 +184,10 @@ def _load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
+        shipped = ", ".join(f"tiny:{name}" for name in shipped_models())
         raise ValueError(
-            f"model.model_name_or_path: cannot read a model configuration at {name!r} ({_first_line(error)}); "
-            f"give a folder with config.json, a hub name, or one of: {', '.join('tiny:' + n for n in shipped_models())}"
+            f"model.model_name_or_path: cannot read a model configuration at {name!r} "
+            f"({_first_line(error)}); give a folder with config.json, a hub name, or one of: {shipped}"
         ) from None
     if config.model_type not in models.MODEL_TYPES:
         raise ValueError(
@@ -194,7 +204,8 @@ def _resolve(name: str) -> str | Path:
         shipped = name.removeprefix("tiny:")
         if shipped not in shipped_models():
             raise ValueError(
-                f"model.model_name_or_path: no shipped model {name!r}{registry.suggest(shipped, shipped_models())}"
+                f"model.model_name_or_path: no shipped model {name!r}"
+                f"{registry.suggest(shipped, shipped_models())}"
             )
         return shipped_folder(shipped)
     inside = Path(name) / "model"
@@ -206,12 +217,13 @@ def _adapt(model: nn.Module, config: ModelConfig) -> nn.Module:
         return PeftModel.from_pretrained(model, config.adapter, is_trainable=True)
     if not config.use_peft:
         return model
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     for target in config.lora_target_modules:
         if target not in names:
-            raise ValueError(
-                f"model.lora_target_modules: {target!r} matches nothing; the model has {', '.join(sorted(names))}"
-            )
+            known = ", ".join(sorted(names))
+            raise ValueError(f"model.lora_target_modules: {target!r} matches nothing; the model has {known}")
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,

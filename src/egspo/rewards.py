@@ -59,12 +59,16 @@ class FunctionScorer:
     def __init__(self, functions: Sequence[RewardFunc], weights: Sequence[float] | None = None):
         weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(weights) != len(functions):
-            raise ValueError(f"reward_weights: got {len(weights)} for {len(functions)} reward_funcs; give one each")
+            raise ValueError(
+                f"reward_weights: got {len(weights)} for {len(functions)} reward_funcs; give one each"
+            )
         self._functions = list(functions)
         self._weights = weights
         self.part_names = tuple(_name(function) for function in functions)
         if len(set(self.part_names)) < len(functions):
-            raise ValueError(f"reward_funcs: two functions share a name ({', '.join(self.part_names)}); rename one")
+            raise ValueError(
+                f"reward_funcs: two functions share a name ({', '.join(self.part_names)}); rename one"
+            )
 
     def final(self, prompts: Sequence[Prompt], texts: Sequence[str]):
         values = [self._call(function, prompts, texts) for function in self._functions]
@@ -73,24 +77,40 @@ class FunctionScorer:
             sum(w * v for w, v in zip(self._weights, row, strict=True) if v is not None)
             for row in zip(*values, strict=True)
         ]
-        return totals, {name: [v or 0.0 for v in column] for name, column in parts.items()}, [None] * len(texts)
+        return (
+            totals,
+            {name: [v or 0.0 for v in column] for name, column in parts.items()},
+            [None] * len(texts),
+        )
 
     def steps(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         return self.final(prompts, texts)[0]
 
-    def _call(self, function: RewardFunc, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float | None]:
+    def _call(
+        self, function: RewardFunc, prompts: Sequence[Prompt], texts: Sequence[str]
+    ) -> list[float | None]:
         name = _name(function)
         columns = _columns([prompt.fields for prompt in prompts])
         try:
             values = function(prompts=[list(p.messages) for p in prompts], completions=list(texts), **columns)
         except Exception as error:
             raise ValueError(f"reward_funcs: {name} raised {type(error).__name__}: {error}") from error
-        values = list(values)
+        try:
+            values = [None if value is None else float(value) for value in values]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"reward_funcs: {name} returned {values!r:.80}; return a list of numbers or None"
+            ) from None
         if len(values) != len(texts):
-            raise ValueError(f"reward_funcs: {name} returned {len(values)} rewards for {len(texts)} completions")
+            raise ValueError(
+                f"reward_funcs: {name} returned {len(values)} rewards for {len(texts)} completions; "
+                "return one each"
+            )
         for index, value in enumerate(values):
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"reward_funcs: {name} returned {value} for completion {index}; return a number or None")
+                raise ValueError(
+                    f"reward_funcs: {name} returned {value} for completion {index}; return a number or None"
+                )
         return values
 
 
@@ -114,7 +134,9 @@ def score_batch(
     device = trajectory.final.device
     rewards = Rewards(
         final=torch.tensor(totals, dtype=torch.float64, device=device),
-        parts={name: torch.tensor(column, dtype=torch.float64, device=device) for name, column in parts.items()},
+        parts={
+            name: torch.tensor(column, dtype=torch.float64, device=device) for name, column in parts.items()
+        },
         num_generations=num_generations,
         num_steps=trajectory.num_steps,
         candidates=candidates,
@@ -130,7 +152,9 @@ def _score_steps(scorer, policy, trajectory: Trajectory, prompts, candidates: St
     texts = policy.decode(canvases)
     repeated = [prompt for prompt in prompts for _ in range(chosen)]
     values = torch.tensor(scorer.steps(repeated, texts), dtype=torch.float64, device=canvases.device)
-    return values.view(-1, chosen) * candidates.mask, [texts[i : i + chosen] for i in range(0, len(texts), chosen)]
+    return values.view(-1, chosen) * candidates.mask, [
+        texts[i : i + chosen] for i in range(0, len(texts), chosen)
+    ]
 
 
 def _weigh(grade: Grade, weights: Mapping[str, float]) -> float:

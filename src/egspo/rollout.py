@@ -31,7 +31,9 @@ class Generation:
     trajectory: Trajectory
 
 
-def generate(policy: Policy, prompts: Sequence, seed: int = 0, batch_size: int = 64, **settings) -> Generation:
+def generate(
+    policy: Policy, prompts: Sequence, seed: int = 0, batch_size: int = 64, **settings
+) -> Generation:
     """Complete prompts (texts or lists of chat messages).
 
     ``settings`` are those of the ``sampler`` section: ``max_completion_length, diffusion_steps, block_length,
@@ -115,13 +117,15 @@ def _denoise(policy, prompt_ids, prompt_mask, seeds, sampler: SamplerConfig, one
             record.one_step.append(_fill(canvas, positions, logits, policy.suppressed))
         # Positions ascend and every row has the same number of them in the block, so the block comes first.
         block = int((positions[0] < end).sum())
-        _reveal(record, step, positions[:, :block], logits[:, :block], count, seeds, sampler, policy.suppressed)
+        _reveal(
+            record, step, positions[:, :block], logits[:, :block], count, seeds, sampler, policy.suppressed
+        )
     return _trajectory(record, policy, prompt_ids, prompt_mask, seeds, sampler)
 
 
 def _hidden_positions(hidden: Tensor, start: int, end: int) -> Int[Tensor, "batch places"]:
     """Masked positions in [start, end), ascending; the schedule makes their number the same in every row."""
-    row, place = hidden[:, start:end].nonzero(as_tuple=True)
+    _, place = hidden[:, start:end].nonzero(as_tuple=True)
     return (place + start).view(len(hidden), -1)
 
 
@@ -131,7 +135,9 @@ def _fill(canvas: Tensor, positions: Tensor, logits: Tensor, suppressed: tuple[i
     return canvas.scatter(1, positions, logits.argmax(-1))
 
 
-def _reveal(record: _Record, step, positions, logits, count, seeds, sampler: SamplerConfig, suppressed) -> None:
+def _reveal(
+    record: _Record, step, positions, logits, count, seeds, sampler: SamplerConfig, suppressed
+) -> None:
     """One denoising step: draw tokens, choose positions, write both down."""
     length = record.canvas.shape[1]
     logp = acting_logp(logits, sampler.temperature, suppressed)
@@ -160,7 +166,9 @@ def _position_logp(untempered: Tensor, chosen: Tensor, sampler: SamplerConfig) -
     return untempered.new_zeros(len(chosen))
 
 
-def _trajectory(record: _Record, policy, prompt_ids, prompt_mask, seeds, sampler: SamplerConfig) -> Trajectory:
+def _trajectory(
+    record: _Record, policy, prompt_ids, prompt_mask, seeds, sampler: SamplerConfig
+) -> Trajectory:
     mask = completion_mask(record.canvas, policy.end_token_ids)
     # Every position is revealed once, so a row's places are a permutation of the canvas.
     places = torch.cat(record.places, dim=1)

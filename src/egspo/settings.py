@@ -58,7 +58,9 @@ def task_of(policy: Policy | None, name: str | None, data: Path | None, override
     return registry.load("tasks", config.name)(config)
 
 
-def samplers_of(policy: Policy, lengths: list[int], steps: int | None, overrides: list[str]) -> list[SamplerConfig]:
+def samplers_of(
+    policy: Policy, lengths: list[int], steps: int | None, overrides: list[str]
+) -> list[SamplerConfig]:
     """How to decode: as the model was trained, greedily, at each of the lengths asked for.
 
     A length of its own gets half as many steps, the field's habit, unless ``steps`` says otherwise.
@@ -74,7 +76,7 @@ def samplers_of(policy: Policy, lengths: list[int], steps: int | None, overrides
             | {
                 "max_completion_length": n,
                 "diffusion_steps": max(1, n // 2) if steps is None else steps,
-                "block_length": min(block, n),
+                "block_length": min(block, n) if isinstance(block, int) else block,
             }
         )
         for n in lengths
@@ -85,7 +87,9 @@ def _sampler(values: dict[str, Any]) -> SamplerConfig:
     return parse_section(RLRun, "sampler", values)
 
 
-def _overrides(overrides: list[str], sections: tuple[str, ...] = ("task", "sampler")) -> dict[str, dict[str, Any]]:
+def _overrides(
+    overrides: list[str], sections: tuple[str, ...] = ("task", "sampler")
+) -> dict[str, dict[str, Any]]:
     """Settings given as ``task.NAME=value`` or ``sampler.NAME=value``, by section.
 
     Raises:

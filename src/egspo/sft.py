@@ -1,6 +1,8 @@
-"""Masked-diffusion supervised fine-tuning (LLaDA, arXiv 2502.09992): prompt clean, completion noised, 1/t weight."""
+"""Masked-diffusion supervised fine-tuning (LLaDA, arXiv 2502.09992): clean prompt, noised completion, 1/t."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from egspo.checkpoint import Checkpoints
 from egspo.config import SFTRun
 from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs
-from egspo.evaluate import eval_sampler, evaluate
+from egspo.evaluate import validate
 from egspo.likelihood import score
 from egspo.ops import masking, noise
 from egspo.optim import build_optimizer, learning_rate, set_learning_rate
@@ -19,7 +21,7 @@ from egspo.policy import Policy
 from egspo.rollout import pad_prompts
 from egspo.settings import save_settings
 from egspo.tasks.base import Task
-from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
+from egspo.tracking import Mirror, RunFolder, Screen, peak_memory_gb, start_accelerator
 from egspo.types import Views
 
 _PLAIN = {"temperature": 1.0, "cfg_scale": 0.0}
@@ -28,14 +30,26 @@ _PLAIN = {"temperature": 1.0, "cfg_scale": 0.0}
 class SFTTrainer:
     """Fine-tune a policy on gold completions; stops early at a target of the validation accuracy."""
 
-    def __init__(self, policy: Policy, task: Task | None, config: SFTRun, accelerator: Accelerator | None = None):
+    def __init__(
+        self, policy: Policy, task: Task | None, config: SFTRun, accelerator: Accelerator | None = None
+    ):
         self.policy, self.task, self.config = policy, task, config
-        self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-        self.folder = RunFolder(config.output_dir, self.accelerator.is_main_process)
+        self.accelerator = accelerator or start_accelerator(config)
+        if config.sft.batch_size < self.accelerator.num_processes:
+            world = self.accelerator.num_processes
+            raise ValueError(
+                f"sft.batch_size: {config.sft.batch_size} leaves ranks idle; use at least {world}"
+            )
+        self.folder = RunFolder(config.output_dir, self.accelerator)
+        self.mirror = Mirror(self.accelerator, config.tracking)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=1)
-        self.problems = encode_problems(policy, self._examples(), config.sft.max_prompt_length)
+        self.problems = encode_problems(
+            policy, self._examples(), config.sft.max_prompt_length, "sft.max_prompt_length"
+        )
         length = config.sampler.max_completion_length
-        self.canvases = torch.tensor([policy.encode_completion(p.solution, length) for p in self.problems.prompts])
+        self.canvases = torch.tensor(
+            [policy.encode_completion(p.solution, length) for p in self.problems.prompts]
+        )
         optimizer = build_optimizer(policy.model, config.optim)
         policy.model.to(self.accelerator.device)
         policy.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
@@ -49,14 +63,18 @@ class SFTTrainer:
         """
         config, sft = self.config, self.config.sft
         self.folder.open(config)
-        step, reached = self._resume()
-        began = time.monotonic() - read_time(self.folder.path)
+        self.mirror.start(config)
+        step, reached, before = self._resume()
+        began = time.monotonic() - before
         with Screen("SFT", sft.max_steps, self.accelerator.is_main_process) as screen:
+            if skipped := self.problems.skipped:
+                screen.say(f"{skipped} prompts longer than sft.max_prompt_length were left out")
             while step < sft.max_steps and not reached:
                 row = self._step(step)
                 step += 1
                 row = {"step": step, "time": time.monotonic() - began, "samples": step * sft.batch_size} | row
                 self.folder.append("metrics.jsonl", [row])
+                self.mirror.log(row)
                 screen.advance(step, f"loss {row['loss/sft']:.3f}")
                 if sft.eval_steps and step % sft.eval_steps == 0:
                     reached = self._validate(step, screen)
@@ -74,7 +92,9 @@ class SFTTrainer:
             return load_hub_pairs(sft.dataset, sft.dataset_split)
         examples = [p for p in self.task.load("train") if p.solution is not None]
         if not examples:
-            raise ValueError(f"sft.data: task {self.task.name!r} has no solutions to learn from; give a file of pairs")
+            raise ValueError(
+                f"sft.data: task {self.task.name!r} has no solutions to learn from; give a file of pairs"
+            )
         return examples
 
     def _step(self, step: int) -> dict[str, float]:
@@ -83,11 +103,14 @@ class SFTTrainer:
         set_learning_rate(self.optimizer, rate)
         self.policy.model.train()
         views, level = self._batch(step)
-        scores = score(self.policy, views, self._scoring)
+        with self._dropout_noise(step):
+            scores = score(self.policy, views, self._scoring)
         losses = masking.diffusion_loss(scores.token_logp[:, 0], views.scored[:, 0], level)
         loss = losses.sum() / self.config.sft.batch_size
         self.accelerator.backward(loss * self.accelerator.num_processes)
-        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(
+            self.policy.model.parameters(), self.config.optim.max_grad_norm
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.policy.model.eval()
@@ -98,6 +121,15 @@ class SFTTrainer:
             "time/update": time.monotonic() - started,
             "memory/peak_gb": peak_memory_gb(),
         }
+
+    @contextmanager
+    def _dropout_noise(self, step: int) -> Iterator[None]:
+        """An adapter's dropout draws from torch's own generator: make it a function of seed, step, rank."""
+        rank = torch.tensor([self.accelerator.process_index])
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(noise.sample_seeds(self.config.seed, step, rank)))
+            yield
 
     def _batch(self, step: int) -> tuple[Views, Float[Tensor, "batch"]]:
         """This rank's share of the step's examples, noised."""
@@ -113,30 +145,21 @@ class SFTTrainer:
         return _views(self.policy, self.problems, index.tolist(), canvas, tokens, masked), level
 
     def _validate(self, step: int, screen: Screen) -> bool:
-        config = self.config
-        prompts = self.task.load("validation")[: config.eval.limit]
-        sampler = eval_sampler(config.sampler, config.eval)
-        summary, items = evaluate(
-            self.policy, self.task, prompts, sampler, config.eval.batch_size, split="validation",
-            accelerator=self.accelerator,
-        )
-        summary["step"] = step
-        self.folder.write_evaluation(f"validation-{step:06d}", summary, items)
-        target = config.sft.target_score
-        screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
-        return target is not None and summary["accuracy"] >= target
+        accuracy = validate(self.policy, self.task, self.config, step, self.folder, self.accelerator, screen)
+        return self.config.sft.target_score is not None and accuracy >= self.config.sft.target_score
 
     def _save(self, step: int, reached: bool) -> None:
         if self.accelerator.is_main_process:
             self.checkpoints.save(step, self.policy.model, self.optimizer, {"reached": reached})
 
-    def _resume(self) -> tuple[int, bool]:
-        """The step to go on from, and whether the target had been reached."""
+    def _resume(self) -> tuple[int, bool, float]:
+        """The step to go on from, whether the target had been reached, and the seconds taken up to there."""
         steps = self.checkpoints.steps()
-        self.folder.rewind(steps[-1] if steps else 0)
-        if not steps:
-            return 0, False
-        return steps[-1], self.checkpoints.load(steps[-1], self.policy.model, self.optimizer)["reached"]
+        step, reached = 0, False
+        if steps:
+            step = steps[-1]
+            reached = self.checkpoints.load(step, self.policy.model, self.optimizer)["reached"]
+        return step, reached, self.folder.rewind(step)
 
     def _finish(self) -> Path:
         target = self.folder.path / "model"
@@ -145,6 +168,7 @@ class SFTTrainer:
             learned = self.task.name if self.task else self.config.sft.data or self.config.sft.dataset
             about = {"summary": f"sft on {learned}, from {self.policy.source}"}
             save_settings(target, self.task, self.config.sampler, about)
+        self.mirror.end()
         self.accelerator.wait_for_everyone()
         return target
 

@@ -22,19 +22,19 @@ def write_trace(file: Path, policy: Policy, prompt: str, out: Generation, row: i
     trajectory = out.trajectory
     entropy = trajectory.entropy[row].tolist()
     most = max(*entropy, 1e-9)
-    rows = []
-    for step in range(trajectory.num_steps):
-        rows.append(
-            f"<tr><td>{step}</td><td>{entropy[step]:.3f} <span class=bar style='width:{entropy[step] / most * 5:.2f}rem'>"
-            f"</span></td><td>{trajectory.step_logp[row, step]:.3f}</td><td class=canvas>{_canvas(policy, trajectory, row, step)}</td></tr>"
-        )
+    rows = "".join(
+        f"<tr><td>{step}</td><td>{h:.3f} <span class=bar style='width:{5 * h / most:.2f}rem'></span></td>"
+        f"<td>{logp:.3f}</td><td class=canvas>{_canvas(policy, trajectory, row, step)}</td></tr>"
+        for step, (h, logp) in enumerate(zip(entropy, trajectory.step_logp[row].tolist(), strict=True))
+    )
     page = (
         f"<!doctype html><meta charset=utf-8><title>denoising trace</title><style>{_STYLE}</style>"
         f"<h1>Denoising, step by step</h1><h2>Prompt</h2><pre>{html.escape(prompt)}</pre>"
         f"<h2>Completion</h2><pre>{html.escape(out.texts[row])}</pre>"
-        "<p>Each line shows the canvas after a step; what the step revealed is underlined, what is still masked is "
-        "a dot. Entropy is the joint entropy of the revealed tokens in nats, log p that of the action.</p>"
-        "<table><tr><th>step</th><th>entropy</th><th>log p</th><th>canvas</th></tr>" + "".join(rows) + "</table>"
+        "<p>Each line shows the canvas after a step; what the step revealed is underlined, what is still "
+        "masked is a dot. Entropy is the joint entropy of the revealed tokens in nats, log p that of the "
+        "action.</p>"
+        f"<table><tr><th>step</th><th>entropy</th><th>log p</th><th>canvas</th></tr>{rows}</table>"
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")

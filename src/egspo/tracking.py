@@ -1,6 +1,8 @@
 """The run folder, progress on the screen, and mirrors of the metrics."""
 
 import json
+import math
+import os
 import resource
 import sys
 import time
@@ -8,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from egspo.config import BaseRun
+from egspo.config import BaseRun, TrackingConfig
 
 # What may differ between a run and its resumption.
 _FREE = ("output_dir", "resume", "tracking")
@@ -20,9 +30,10 @@ _FREE = ("output_dir", "resume", "tracking")
 class RunFolder:
     """Files of a run. Only the main process of a run writes."""
 
-    def __init__(self, path: Path, main: bool = True):
+    def __init__(self, path: Path, accelerator: Accelerator):
         self.path = path
-        self.main = main
+        self._accelerator = accelerator
+        self.main = accelerator.is_main_process
 
     def open(self, config: BaseRun) -> None:
         """Create the folder, or check that it belongs to the same configuration.
@@ -34,15 +45,17 @@ class RunFolder:
         values = json.loads(config.model_dump_json())
         file = self.path / "config.json"
         if file.is_file():
-            self._check_same(json.loads(file.read_text(encoding="utf-8")), values)
+            self._check_same(_read_config(file), values)
             if not config.resume:
                 raise ValueError(
                     f"output_dir: {self.path} holds a run already and resume is False; "
                     "choose another folder, or drop resume=false to go on with it"
                 )
+        # No rank may look once the main one has begun to write.
+        self._accelerator.wait_for_everyone()
         if self.main:
             self.path.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            _write_whole(file, json.dumps(values, indent=2) + "\n")
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         changed = [key for key in _differences(old, new) if key.split(".")[0] not in _FREE]
@@ -52,15 +65,19 @@ class RunFolder:
                 f"(differs in {', '.join(changed[:5])}); choose another folder or the same settings"
             )
 
-    def rewind(self, step: int) -> None:
-        """Drop lines of iterations after ``step``: what was logged after the checkpoint happens again."""
-        if not self.main:
-            return
-        for name in ("metrics.jsonl", "transcripts.jsonl"):
-            file = self.path / name
-            if file.is_file():
-                kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-                file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    def rewind(self, step: int) -> float:
+        """Drop what was logged after ``step``, for it happens again; returns the seconds up to there."""
+        kept = {name: self._rewind(self.path / name, step) for name in ("transcripts.jsonl", "metrics.jsonl")}
+        last = kept["metrics.jsonl"][-1:]
+        return float(json.loads(last[0]).get("time") or 0.0) if last else 0.0
+
+    def _rewind(self, file: Path, step: int) -> list[str]:
+        if not self.main or not file.is_file():
+            return []
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+        kept = [line for line in lines if _step_of(line) <= step]
+        _write_whole(file, "".join(line + "\n" for line in kept))
+        return kept
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self.main and rows:
@@ -75,17 +92,46 @@ class RunFolder:
         return file
 
 
+class Mirror:
+    """The trackers that a run reports to beside its own files; none unless asked for."""
+
+    def __init__(self, accelerator: Accelerator, tracking: TrackingConfig):
+        self._accelerator = accelerator
+        self._tracking = tracking
+
+    def start(self, config: BaseRun) -> None:
+        name, settings = self._tracking.run_name, _flat(json.loads(config.model_dump_json()))
+        if self._tracking.report_to:
+            named = {} if name is None else {"wandb": {"name": name}, "trackio": {"name": name}}
+            self._accelerator.init_trackers(self._tracking.project, settings, named)
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._tracking.report_to:
+            self._accelerator.log(
+                {key: value for key, value in row.items() if value is not None}, step=row["step"]
+            )
+
+    def end(self) -> None:
+        if self._tracking.report_to:
+            self._accelerator.end_training()
+
+
+def start_accelerator(config: BaseRun) -> Accelerator:
+    """The processes and devices of this launch, and the trackers that the configuration asks for."""
+    folder = config.output_dir / "trackers"
+    if config.tracking.run_name is not None:
+        folder /= config.tracking.run_name
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=config.tracking.report_to or None, project_dir=str(folder)
+    )
+
+
 def write_evaluation(file: Path, summary: dict[str, Any], items: list[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    file.with_suffix(".jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-
-
-def read_time(path: Path) -> float:
-    """Seconds that a run had already taken, by the last line of its metrics."""
-    file = path / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return float(json.loads(lines[-1])["time"]) if lines else 0.0
+    file.with_suffix(".jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in items), encoding="utf-8"
+    )
 
 
 class Screen:
@@ -133,6 +179,17 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names, as trackers take them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return flat
+
+
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [prefix.rstrip(".")]
@@ -140,8 +197,28 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{prefix}{key}.")]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
+    """The iteration that a line tells of; infinity for one that an interruption cut, or that is not ours."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")
+        row = json.loads(line)
+    except ValueError:
+        return math.inf
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int) else math.inf
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"output_dir: {file} is not JSON ({error}); restore it or choose another folder"
+        ) from None
+    return values if isinstance(values, dict) else {}
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Replace a file in one go: whoever interrupts leaves the old one or the new one."""
+    draft = file.with_name(f".{file.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, file)

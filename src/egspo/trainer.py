@@ -1,9 +1,9 @@
 """The reinforcement learning loop, readable as the algorithm box of a paper.
 
-One iteration: roll out groups of completions; reward them and the one-step completions an objective asks for;
-turn rewards into advantages; select denoising steps; evaluate them in few large forward passes; step. The loop
-knows nothing of any objective. Whole groups stay on a rank; denominators are global, so neither the microbatch
-size nor the number of ranks changes a gradient.
+One iteration: roll out groups of completions; reward them and the one-step completions an objective asks
+for; turn rewards into advantages; select denoising steps; evaluate them in few large forward passes; step.
+The loop knows nothing of any objective. Whole groups stay on a rank; denominators are global, so neither the
+microbatch size nor the number of ranks changes a gradient.
 """
 
 import time
@@ -21,7 +21,7 @@ from egspo import registry
 from egspo.checkpoint import Checkpoints
 from egspo.config import RLRun
 from egspo.data import encode_problems
-from egspo.evaluate import eval_sampler, evaluate
+from egspo.evaluate import validate
 from egspo.likelihood import microbatches, score, separate
 from egspo.metrics import Meter, batch_metrics, transcripts
 from egspo.ops import noise
@@ -31,7 +31,7 @@ from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_
 from egspo.rollout import pad_prompts, rollout
 from egspo.settings import save_settings
 from egspo.tasks.base import Task
-from egspo.tracking import RunFolder, Screen, peak_memory_gb, read_time
+from egspo.tracking import Mirror, RunFolder, Screen, peak_memory_gb, start_accelerator
 from egspo.types import Prompt, Rewards, Steps, Trajectory, Views, map_tensors
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
@@ -75,16 +75,21 @@ class Trainer:
         accelerator: Accelerator | None = None,
     ):
         self.policy, self.task, self.config = policy, task, config
-        self.accelerator = accelerator or Accelerator(
-            cpu=not torch.cuda.is_available(), log_with=config.tracking.report_to or None
-        )
+        self.accelerator = accelerator or start_accelerator(config)
         self.objective = registry.load("objectives", config.objective.name)(config.objective)
+        if reward_weights and not reward_funcs:
+            raise ValueError(
+                "reward_weights: given without reward_funcs; weigh a task's parts by task.reward_weights"
+            )
         self.scorer = FunctionScorer(reward_funcs, reward_weights) if reward_funcs else TaskScorer(task)
         self.callbacks = list(callbacks)
-        self.folder = RunFolder(config.output_dir, self.accelerator.is_main_process)
+        self.folder = RunFolder(config.output_dir, self.accelerator)
+        self.mirror = Mirror(self.accelerator, config.tracking)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", config.train.save_total_limit)
         self._check_ranks()
-        self.problems = encode_problems(policy, task.load("train"), config.train.max_prompt_length)
+        self.problems = encode_problems(
+            policy, task.load("train"), config.train.max_prompt_length, "train.max_prompt_length"
+        )
         policy.model.to(self.accelerator.device)
         if config.objective.beta:
             policy.freeze_reference()
@@ -103,12 +108,12 @@ class Trainer:
             ValueError: if the run folder belongs to another configuration, or a reward function misbehaves.
         """
         self.folder.open(self.config)
-        self._start_trackers()
-        first = self._resume()
-        clock = time.monotonic() - read_time(self.folder.path)
+        self.mirror.start(self.config)
+        first, before = self._resume()
+        clock = time.monotonic() - before
         with Screen("RL", self.config.train.max_steps, self.accelerator.is_main_process) as screen:
-            if self.problems.skipped:
-                screen.say(f"{self.problems.skipped} prompts longer than train.max_prompt_length were left out")
+            if skipped := self.problems.skipped:
+                screen.say(f"{skipped} prompts longer than train.max_prompt_length were left out")
             for step in range(first + 1, self.config.train.max_steps + 1):
                 meter = Meter()
                 batch = self.collect(step, meter)
@@ -127,7 +132,7 @@ class Trainer:
             scored = score_batch(self.scorer, self.policy, trajectory, prompts, candidates, generations)
             everyone = self._gather(scored.rewards)
             if self.config.train.permute_rewards:
-                everyone = _permuted(everyone, self.config.seed, step)
+                everyone = self._permuted(everyone, step)
             advantages = self._own(self.objective.advantages(everyone))
         steps = self.objective.select(trajectory, advantages)
         return Batch(prompts, trajectory, scored, advantages, steps)
@@ -159,7 +164,9 @@ class Trainer:
             with self._synchronised_if(k == rounds - 1):
                 loss = self._loss(chunk, meter if scale else Meter())
                 self.accelerator.backward(loss * scale * self.accelerator.num_processes)
-        norm = self.accelerator.clip_grad_norm_(self.policy.model.parameters(), self.config.optim.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(
+            self.policy.model.parameters(), self.config.optim.max_grad_norm
+        )
         meter.add("optim/grad_norm", float(norm), 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -178,25 +185,27 @@ class Trainer:
     # ---- rollouts and shares -------------------------------------------------------------------------
 
     def _rollout(self, step: int) -> tuple[list[Prompt], Trajectory]:
-        train = self.config.train
-        index = self._own_prompts(step)
-        places = torch.tensor([place for place, _ in index])
-        sample = places[:, None] * train.num_generations + torch.arange(train.num_generations)
-        seeds = noise.sample_seeds(self.config.seed, step, sample.flatten()).to(self.policy.device)
-        repeated = [problem for _, problem in index for _ in range(train.num_generations)]
-        prompt_ids, prompt_mask = pad_prompts(self.policy, [self.problems.encoded[i] for i in repeated])
+        train, rank = self.config.train, self.accelerator.process_index
+        num = train.prompts_per_step
+        order = self.problems.order(self.config.seed, (step - 1) * num, num)
+        index = [order[place] for place in self._places(rank) for _ in range(train.num_generations)]
+        seeds = noise.sample_seeds(self.config.seed, step, self._samples(rank)).to(self.policy.device)
+        prompt_ids, prompt_mask = pad_prompts(self.policy, [self.problems.encoded[i] for i in index])
         one_step, size = self.objective.wants_step_values, train.rollout_batch_size
         trajectory = rollout(self.policy, prompt_ids, prompt_mask, seeds, self.config.sampler, one_step, size)
-        return [self.problems.prompts[i] for i in repeated], trajectory
+        return [self.problems.prompts[i] for i in index], trajectory
 
-    def _own_prompts(self, step: int) -> list[tuple[int, int]]:
-        """(place in the global batch, problem) of this rank: each update's groups are spread over the ranks."""
-        num = self.config.train.prompts_per_step
-        order = self.problems.order(self.config.seed, (step - 1) * num, num)
-        pairs = list(enumerate(order))
-        share = num // (self._sample_shares * self.accelerator.num_processes)
-        starts = range(self.accelerator.process_index * share, num, share * self.accelerator.num_processes)
-        return [pair for start in starts for pair in pairs[start : start + share]]
+    def _places(self, rank: int) -> list[int]:
+        """Places in the global batch of a rank's prompts: each update's groups are spread over the ranks."""
+        num, world = self.config.train.prompts_per_step, self.accelerator.num_processes
+        share = num // (self._sample_shares * world)
+        starts = range(rank * share, num, share * world)
+        return [place for start in starts for place in range(start, start + share)]
+
+    def _samples(self, rank: int) -> torch.Tensor:
+        """Numbers in the global batch of a rank's completions."""
+        generations = self.config.train.num_generations
+        return (torch.tensor(self._places(rank))[:, None] * generations + torch.arange(generations)).flatten()
 
     def _shares(self, batch: Batch) -> Iterator[tuple[Trajectory, Steps, torch.Tensor]]:
         """What each update of a pass trains on: some of the groups, or some of the selected steps of all."""
@@ -208,7 +217,10 @@ class Trainer:
                 steps = map_tensors(batch.steps, lambda t, part=part: t[part])
                 yield batch.trajectory[part], steps, batch.advantages[part]
         else:
-            for index, mask in zip(batch.steps.index.chunk(updates, 1), batch.steps.mask.chunk(updates, 1), strict=True):
+            chosen = batch.steps
+            for index, mask in zip(
+                chosen.index.chunk(updates, 1), chosen.mask.chunk(updates, 1), strict=True
+            ):
                 yield batch.trajectory, Steps(index, mask), batch.advantages
 
     @property
@@ -241,7 +253,7 @@ class Trainer:
 
     # ---- ranks ---------------------------------------------------------------------------------------
 
-    def _across_ranks(self, value: float, combine: Callable[[Sequence[float]], float]) -> float:
+    def _across_ranks(self, value: int | float, combine: Callable[[Sequence[float]], float]) -> int | float:
         if self.accelerator.num_processes == 1:
             return value
         return combine(gather_object([value]))
@@ -250,6 +262,15 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return rewards
         return map_tensors(rewards, self.accelerator.gather)
+
+    def _permuted(self, everyone: Rewards, step: int) -> Rewards:
+        """Rewards shuffled over the batch: what a sample earns says nothing of what it did."""
+        samples = torch.cat([self._samples(rank) for rank in range(self.accelerator.num_processes)])
+        key = noise.sample_seeds(self.config.seed, step, torch.zeros(1, dtype=torch.long))
+        shuffled = noise.uniform(key, noise.SELECTION, 1, len(samples))[0].argsort()
+        source = samples.argsort()[shuffled[samples]].to(everyone.final.device)
+        values = None if everyone.step_values is None else everyone.step_values[source]
+        return replace(everyone, final=everyone.final[source], step_values=values)
 
     def _own(self, advantages: torch.Tensor) -> torch.Tensor:
         rows = len(advantages) // self.accelerator.num_processes
@@ -271,17 +292,10 @@ class Trainer:
         self.folder.append("metrics.jsonl", [row])
         samples = (batch.prompts, batch.scored, batch.trajectory, batch.steps, batch.advantages)
         self.folder.append("transcripts.jsonl", transcripts(step, *samples, train.num_transcripts))
-        if self.config.tracking.report_to:
-            self.accelerator.log({k: v for k, v in row.items() if v is not None}, step=step)
+        self.mirror.log(row)
         screen.advance(step, f"reward {row['reward/mean']:.3f}")
         for callback in self.callbacks:
             callback(self, row)
-
-    def _start_trackers(self) -> None:
-        tracking = self.config.tracking
-        if tracking.report_to:
-            self.accelerator.project_configuration.logging_dir = str(self.folder.path / "trackers")
-            self.accelerator.init_trackers(tracking.project)
 
     def _keep(self, step: int, screen: Screen) -> None:
         train = self.config.train
@@ -293,45 +307,35 @@ class Trainer:
                 self.checkpoints.save(step, self.policy.model, self.optimizer, state)
 
     def _validate(self, step: int, screen: Screen) -> None:
-        config = self.config
-        prompts = self.task.load("validation")[: config.eval.limit]
-        summary, items = evaluate(
-            self.policy,
-            self.task,
-            prompts,
-            eval_sampler(config.sampler, config.eval),
-            config.eval.batch_size,
-            split="validation",
-            accelerator=self.accelerator,
-        )
-        summary["step"] = step
-        self.folder.write_evaluation(f"validation-{step:06d}", summary, items)
-        screen.say(f"step {step}: validation {summary['accuracy']:.1%}")
-        if summary["accuracy"] > self.best["accuracy"]:
-            self.best = {"accuracy": summary["accuracy"], "step": step}
+        accuracy = validate(self.policy, self.task, self.config, step, self.folder, self.accelerator, screen)
+        if accuracy > self.best["accuracy"]:
+            self.best = {"accuracy": accuracy, "step": step}
             if self.accelerator.is_main_process:
                 self.checkpoints.save_best(self.policy.model)
 
-    def _resume(self) -> int:
+    def _resume(self) -> tuple[int, float]:
+        """The iteration to go on from, and the seconds taken up to there."""
         steps = self.checkpoints.steps()
         first = steps[-1] if steps else 0
         if steps:
             state = self.checkpoints.load(first, self.policy.model, self.optimizer)
-            self.best, self.num_updates, self.num_tokens = state["best"], state["num_updates"], state["num_tokens"]
-        self.folder.rewind(first)
-        return first
+            self.best = state["best"]
+            self.num_updates, self.num_tokens = state["num_updates"], state["num_tokens"]
+            if self.accelerator.is_main_process:
+                self.checkpoints.restore_best(first)
+        return first, self.folder.rewind(first)
 
     def _finish(self) -> Path:
         """Write the final (or best validated) model; idempotent, so a finished run may be called again."""
         target = self.folder.path / "model"
         if self.config.train.load_best_model_at_end:
+            self.accelerator.wait_for_everyone()
             self.checkpoints.load_best(self.policy.model)
         if self.accelerator.is_main_process:
             self.policy.save(target)
             about = {"summary": f"{self.objective.name} on {self.task.name}, from {self.policy.source}"}
             save_settings(target, self.task, self.config.sampler, about)
-        if self.config.tracking.report_to:
-            self.accelerator.end_training()
+        self.mirror.end()
         self.accelerator.wait_for_everyone()
         return target
 
@@ -341,11 +345,3 @@ def _one_view(views: Views) -> Views:
     weight = torch.zeros_like(views.weight[:1])
     weight[0, 0] = 1.0
     return replace(views[:1], weight=weight)
-
-
-def _permuted(rewards: Rewards, seed: int, step: int) -> Rewards:
-    """Rewards shuffled over the batch: what a sample earns says nothing of what it did."""
-    key = noise.sample_seeds(seed, step, torch.zeros(1, dtype=torch.long, device=rewards.final.device))
-    order = noise.uniform(key, noise.SELECTION, 1, len(rewards.final))[0].argsort()
-    values = None if rewards.step_values is None else rewards.step_values[order]
-    return replace(rewards, final=rewards.final[order], step_values=values)

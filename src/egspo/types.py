@@ -69,6 +69,8 @@ def map_tensors(record, change):
 def _apply(value, change):
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, Mapping):
+        return {key: _apply(entry, change) for key, entry in value.items()}
     return map_tensors(value, change) if isinstance(value, Steps) else value
 
 
@@ -112,7 +114,9 @@ class Trajectory:
     @property
     def states(self) -> Int[Tensor, "batch steps length"]:
         """The canvas before each step."""
-        return self.states_at(torch.arange(self.num_steps, device=self.final.device).expand(len(self.final), -1))
+        return self.states_at(
+            torch.arange(self.num_steps, device=self.final.device).expand(len(self.final), -1)
+        )
 
     @property
     def revealed(self) -> Bool[Tensor, "batch steps length"]:

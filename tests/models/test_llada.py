@@ -34,7 +34,9 @@ def literal_logits(weights, tokens, config):
         return weights[f"model.transformer.{name}.weight"]
 
     def normed(row, name):
-        return row / math.sqrt(sum(v * v for v in row.tolist()) / len(row) + config.rms_norm_eps) * tensor(name)
+        return (
+            row / math.sqrt(sum(v * v for v in row.tolist()) / len(row) + config.rms_norm_eps) * tensor(name)
+        )
 
     def rotated(head, position):
         # The k-th pair (k, k + size / 2) turns by position * theta^(-2 k / size).
@@ -91,9 +93,14 @@ def test_grouped_heads(kv_heads):
 @pytest.mark.parametrize("padded", [[(0, 2), (2, 2)], [(2, 0), (4, 0)], [(1, 1), (0, 4)]])
 def test_padding_on_either_side_changes_nothing(padded, dtype):
     model, atol = make_model(dtype=dtype), 1e-5 if dtype == torch.float32 else 1e-12
-    ids = torch.tensor([[0] * left + row + [0] * right for row, (left, right) in zip(TOKENS, padded, strict=True)])
+    ids = torch.tensor(
+        [[0] * left + row + [0] * right for row, (left, right) in zip(TOKENS, padded, strict=True)]
+    )
     mask = torch.tensor(
-        [[False] * left + [True] * len(r) + [False] * right for r, (left, right) in zip(TOKENS, padded, strict=True)]
+        [
+            [False] * left + [True] * len(r) + [False] * right
+            for r, (left, right) in zip(TOKENS, padded, strict=True)
+        ]
     )
     logits = model(ids, mask).logits
     for n, row in enumerate(TOKENS):
@@ -125,7 +132,9 @@ def test_logits_at_positions(attention):
 
 def test_the_output_layer_runs_at_the_positions_asked_for_only():
     model, rows = make_model(), []
-    model.get_output_embeddings().register_forward_hook(lambda module, args, out: rows.append(args[0].shape[:2]))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: rows.append(args[0].shape[:2])
+    )
     model(torch.tensor([[3, 4, 5, 2, 2]]), positions=torch.tensor([[3]]))
     assert rows == [(1, 1)]
 
@@ -165,7 +174,11 @@ def test_saved_and_loaded(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert isinstance(loaded, LLaDAModelLM)
     assert {k: v for k, v in loaded.config.to_dict().items() if k in SHAPE} == SHAPE
-    assert loaded.config.n_kv_heads == 1 and loaded.config.rope_theta == 50.0 and loaded.config.mask_token_id == 2
+    assert (
+        loaded.config.n_kv_heads == 1
+        and loaded.config.rope_theta == 50.0
+        and loaded.config.mask_token_id == 2
+    )
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     ids = torch.tensor(TOKENS[:1])

@@ -6,7 +6,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from egspo.models.tiny import ASSISTANT, END, MASK, PRESETS, SPECIAL, UNKNOWN, USER, build_model, build_tokenizer
+from egspo.models.tiny import (
+    ASSISTANT,
+    END,
+    MASK,
+    PRESETS,
+    SPECIAL,
+    UNKNOWN,
+    USER,
+    build_model,
+    build_tokenizer,
+)
 
 PRINTABLE = "".join(c for c in string.printable if c.isprintable()) + "\n"
 

@@ -37,7 +37,15 @@ MASK = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
         # The other member; nothing where there is none.
         ("leave_one_out", [[-2, -4], [2, 4], [-20, 20], [20, 0]]),
         # (1 + 2 + 3 + 6 + 10 + 20 + 30) / 7 = 72 / 7.
-        ("batch", [[1 - 72 / 7, 2 - 72 / 7], [3 - 72 / 7, 6 - 72 / 7], [10 - 72 / 7, 20 - 72 / 7], [30 - 72 / 7, 0]]),
+        (
+            "batch",
+            [
+                [1 - 72 / 7, 2 - 72 / 7],
+                [3 - 72 / 7, 6 - 72 / 7],
+                [10 - 72 / 7, 20 - 72 / 7],
+                [30 - 72 / 7, 0],
+            ],
+        ),
     ],
 )
 def test_baselines(baseline, expected):

@@ -34,8 +34,8 @@ def test_draw_inverts_the_cumulative_probabilities(uniform, token):
 @pytest.mark.parametrize("ruled_out", [0, 2, 4])
 @pytest.mark.parametrize("uniform", [5e-17, 0.2, 0.5, 0.8, 1 - 2**-53, 1.0])
 def test_draw_never_takes_what_is_ruled_out(ruled_out, uniform):
-    # Probabilities in float32 sum to a little more or less than 1, and even a number that rounds to 1 must not
-    # fall behind the last token that is possible.
+    # Probabilities in float32 sum to a little more or less than 1, and even a number that rounds to 1 must
+    # not fall behind the last token that is possible.
     logits = torch.randn(2_000, 5, generator=torch.Generator().manual_seed(0))
     logp = acting_logp(logits, 0.7, (ruled_out,))
     drawn = draw(logp, torch.full((2_000,), uniform, dtype=torch.float64))
@@ -54,7 +54,10 @@ def test_gather_logp():
 
 def test_exact_kl_and_its_gradient():
     logits = torch.tensor([0.0, 1.0, 3.0, 2.0], dtype=torch.float64, requires_grad=True)
-    logp, other = acting_logp(logits, 1.0, (2,)), torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64).log()
+    logp, other = (
+        acting_logp(logits, 1.0, (2,)),
+        torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64).log(),
+    )
     p = [math.exp(z) / (1 + math.e + math.e**2) for z in (0, 1, 2)]
     kl = sum(a * math.log(a / b) for a, b in zip(p, (0.5, 0.25, 0.25), strict=True))
     value = exact_kl(logp, other)

@@ -14,7 +14,7 @@ DOUBLE = torch.float64
 def test_one_level_in_every_stratum(offset):
     uniform = torch.full((8,), offset, dtype=DOUBLE)
     levels = stratified_levels(uniform, eps=0.01)
-    assert 0.01 <= float(levels.min()) and float(levels.max()) <= 1
+    assert float(levels.min()) >= 0.01 and float(levels.max()) <= 1
     # Undo t = eps + (1 - eps) u: one u in each eighth.
     assert sorted(((levels - 0.01) / 0.99 * 8).floor().long().tolist()) == list(range(8))
 
@@ -35,8 +35,8 @@ def test_diffusion_loss():
 
 
 def test_diffusion_loss_is_the_likelihood_of_a_model_that_sees_nothing():
-    # Each position is masked with probability t and weighs 1 / (t L) then, so that the mean over masks and levels
-    # is sum -log p / L: here (1 + 2.5) / 2.
+    # Each position is masked with probability t and weighs 1 / (t L) then, so that the mean over masks and
+    # levels is sum -log p / L: here (1 + 2.5) / 2.
     logp = torch.tensor([[-1.0, -2.5]], dtype=DOUBLE).expand(1_000, 2)
     levels, total = (torch.arange(1_000, dtype=DOUBLE) + 0.5) / 1_000, 0.0
     for mask in itertools.product([True, False], repeat=2):

@@ -8,8 +8,8 @@ from egspo.ops import noise
 
 
 def test_is_splitmix64():
-    # The first three outputs of SplitMix64 seeded with 0 (Vigna's reference implementation): its k-th output is the
-    # finaliser of k times the golden gamma, which is fold(0, k - 1).
+    # The first three outputs of SplitMix64 seeded with 0 (Vigna's reference implementation): its k-th output
+    # is the finaliser of k times the golden gamma, which is fold(0, k - 1).
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     outputs = noise.fold(torch.zeros(3, dtype=torch.long), torch.arange(3))
     assert [value % 2**64 for value in outputs.tolist()] == expected
@@ -50,7 +50,8 @@ def test_seeds_streams_steps_and_places_are_unrelated():
 
 def test_sample_seeds_differ():
     seeds = [
-        noise.sample_seeds(seed, step, torch.arange(50)) for seed, step in itertools.product(range(5), range(5))
+        noise.sample_seeds(seed, step, torch.arange(50))
+        for seed, step in itertools.product(range(5), range(5))
     ]
     assert torch.cat(seeds).unique().numel() == 5 * 5 * 50
     # A sample's seed depends on its index, not on who its neighbours are.

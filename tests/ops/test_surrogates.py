@@ -59,7 +59,7 @@ def test_k1_and_k3_are_unbiased():
 
 
 def test_what_the_estimates_pull_at_as_losses():
-    # k1: nothing. k2: KL(policy || reference), slope p (log p / q - KL). k3: KL(reference || policy), slope p - q.
+    # k1: nothing. k2: KL(policy || reference), slope p (log p / q - KL). k3: KL(reference || policy).
     kl = sum(p * math.log(p / q) for p, q in zip(P, Q, strict=True))
     assert expected("k1")[1] == pytest.approx([0, 0, 0], abs=1e-12)
     assert expected("k2")[1] == pytest.approx([p * (math.log(p / q) - kl) for p, q in zip(P, Q, strict=True)])

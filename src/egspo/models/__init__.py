@@ -1,4 +1,4 @@
-"""Masked diffusion transformers under the published names; importing this registers them with transformers."""
+"""Masked diffusion transformers under the published names; importing registers them with transformers."""
 
 from transformers import AutoConfig, AutoModel
 

@@ -117,7 +117,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 def at(x: Tensor, positions: Int[Tensor, "batch places"]) -> Tensor:
     """Rows of the sequence axis, which is the last but one."""
     index = positions.view(len(positions), *[1] * (x.ndim - 3), -1, 1)
-    return x.expand(len(positions), *x.shape[1:]).gather(-2, index.expand(-1, *x.shape[1:-2], -1, x.shape[-1]))
+    return x.expand(len(positions), *x.shape[1:]).gather(
+        -2, index.expand(-1, *x.shape[1:-2], -1, x.shape[-1])
+    )
 
 
 class LLaDABlock(nn.Module):
@@ -233,7 +235,9 @@ class LLaDAModelLM(PreTrainedModel):
         position_ids, bias = _positions_and_mask(input_ids, attention_mask)
         parts = self.model.transformer
         x = parts["wte"](input_ids)
-        cos, sin = rotary_angles(position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta)
+        cos, sin = rotary_angles(
+            position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta
+        )
         *body, last = parts["blocks"]
         for block in body:
             x = self._run(block, x, cos, sin, bias)

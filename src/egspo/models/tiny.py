@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(max_number_token: int | None = None) -> PreTrainedTokenizerFast:
-    """A character tokenizer over printable ASCII; whole numbers up to ``max_number_token`` are one token each.
+    """A character tokenizer over printable ASCII; whole numbers up to ``max_number_token`` are single tokens.
 
     Every other character becomes the unknown token. Decoding joins tokens without blanks.
     """
@@ -51,7 +51,9 @@ def build_tokenizer(max_number_token: int | None = None) -> PreTrainedTokenizerF
     )
 
 
-def build_model(preset: str, tokenizer: PreTrainedTokenizerFast, max_sequence_length: int = 1024) -> LLaDAModelLM:
+def build_model(
+    preset: str, tokenizer: PreTrainedTokenizerFast, max_sequence_length: int = 1024
+) -> LLaDAModelLM:
     """A model of a preset's shape with random weights (drawn from torch's generator)."""
     config = LLaDAConfig(
         **PRESETS[preset],

@@ -26,8 +26,8 @@ class ObjectiveConfig(BaseModel):
 class Objective(ABC):
     """A way to turn rewarded trajectories into a loss.
 
-    A subclass is named ``Objective`` in a file named as the method; ``Config`` is its settings, whose defaults
-    are the method's.
+    A subclass is named ``Objective`` in a file named as the method; ``Config`` is its settings, whose
+    defaults are the method's.
     """
 
     name: ClassVar[str]
@@ -89,9 +89,7 @@ class Objective(ABC):
         """The loss of a microbatch: the sum over views of weight times loss."""
 
 
-def step_views(
-    trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]
-) -> Views:
+def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]) -> Views:
     """Views that show chosen denoising steps, scoring what each step did. Weight 1 a step.
 
     The choice of positions is scored where it is a draw that the policy shapes (Plackett-Luce).
@@ -102,7 +100,9 @@ def step_views(
     scored = (trajectory.reveal_step[:, None] == steps.index[:, :, None]) & steps.mask[:, :, None]
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
-        attention_mask=torch.cat([trajectory.prompt_mask, torch.ones_like(trajectory.completion_mask)], dim=1),
+        attention_mask=torch.cat(
+            [trajectory.prompt_mask, torch.ones_like(trajectory.completion_mask)], dim=1
+        ),
         targets=trajectory.final,
         scored=scored,
         weight=steps.mask.to(trajectory.entropy.dtype),

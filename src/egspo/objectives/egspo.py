@@ -5,10 +5,11 @@ For the selected steps S of each of N samples,
     L = (1/N) sum_i sum_{t in S_i} [ -min(rho_t A_t, clip(rho_t, 1 - eps, 1 + eps_high) A_t) + beta KL_t ]
     A_t = (1 + lambda_t) r(x_0) - lambda_t r(xhat_t) - baseline
 
-with ``rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)`` of the whole action of step t, and ``xhat_t`` the greedy one-step
-completion of its state. EGSPO is ``step_advantage_weight = 0``. The plain policy gradient over all steps is
-``selection = all``. Under ``low_confidence`` remasking the choice of positions depends on the sampled tokens, and
-the score of the tokens alone is a surrogate; under the other rules it is exact (docs/method.md).
+with ``rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)`` of the whole action of step t, and ``xhat_t`` the greedy
+one-step completion of its state. EGSPO is ``step_advantage_weight = 0``. The plain policy gradient over all
+steps is ``selection = all``. Under ``low_confidence`` remasking the choice of positions depends on the
+sampled tokens, and the score of the tokens alone is a surrogate; under the other rules it is exact
+(docs/method.md).
 """
 
 from typing import Literal
@@ -31,11 +32,15 @@ class Config(base.ObjectiveConfig):
 
     num_selected_steps: int = Field(8, ge=1, description="K, steps trained on per sample")
     selection: Selection = "top_entropy"
-    step_advantage_weight: float = Field(0.5, ge=0, description="lambda; 0 is EGSPO without stepwise advantages")
+    step_advantage_weight: float = Field(
+        0.5, ge=0, description="lambda; 0 is EGSPO without stepwise advantages"
+    )
     step_advantage_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: lambda times the fraction of denoising done before the step"
     )
-    normalise_step_advantage: bool = Field(False, description="divide by 1 + lambda, as the released code does")
+    normalise_step_advantage: bool = Field(
+        False, description="divide by 1 + lambda, as the released code does"
+    )
     baseline: Baseline = "leave_one_out"
     epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
     epsilon_high: float = Field(0.5, ge=0, description="clip above")
@@ -77,7 +82,8 @@ class Objective(base.Objective):
         wanted = steps if self.config.selection == "all" else chosen
         if train.update_split == "steps" and wanted % train.updates_per_rollout:
             found.append(
-                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide the {wanted} selected steps"
+                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide "
+                f"the {wanted} selected steps"
             )
         return found
 
@@ -138,17 +144,23 @@ class Objective(base.Objective):
     def _choose(self, trajectory: Trajectory) -> Steps:
         config = self.config
         return select_steps(
-            config.selection, config.num_selected_steps, trajectory.entropy, trajectory.informative, trajectory.seeds
+            config.selection,
+            config.num_selected_steps,
+            trajectory.entropy,
+            trajectory.informative,
+            trajectory.seeds,
         )
 
     def _weights(self, num_steps: int, device) -> Float[Tensor, "steps"]:
-        weight = torch.full((num_steps,), self.config.step_advantage_weight, dtype=torch.float64, device=device)
+        weight = torch.full(
+            (num_steps,), self.config.step_advantage_weight, dtype=torch.float64, device=device
+        )
         if self.config.step_advantage_schedule == "linear":
             weight = weight * torch.arange(num_steps, device=device) / num_steps
         return weight
 
     def _ratios(self, scores: Scores, views: Views) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-ratios, advantages and weights, one for each ratio: ``[batch, views]`` or ``[batch, views, length+1]``."""
+        """Log-ratio, advantage and weight of each ratio: one a view, or ``length + 1``."""
         tokens = scores.token_logp - views.old_token_logp
         places = scores.position_logp - views.old_position_logp
         count = views.scored.sum(-1).clamp(min=1) if self.config.aggregation == "mean" else 1

@@ -20,8 +20,8 @@ def stepwise_returns(
 ) -> Float64[Tensor, "batch chosen"]:
     """``(1 + lambda_t) r(x_0) - lambda_t r(xhat_t)``, divided by ``1 + lambda_t`` if ``normalise``.
 
-    EGSPO-SA (arXiv 2603.12554): ``r(xhat_t)``, the reward of the greedy one-step completion of state t, stands
-    for the state's value; it depends on the state alone, so it is a baseline and adds no bias.
+    EGSPO-SA (arXiv 2603.12554): ``r(xhat_t)``, the reward of the greedy one-step completion of state t,
+    stands for the state's value; it depends on the state alone, so it is a baseline and adds no bias.
     """
     weight = weight.double()
     returns = (1 + weight) * final.double()[:, None] - weight * step_values.double()
@@ -37,8 +37,8 @@ def subtract_baseline(
     """Returns less their baseline, 0 where ``mask`` is False.
 
     ``same_rank`` and ``same_step`` take the mean over the group's members (itself included, which scales the
-    expected gradient by ``1 - 1/G``) of the same column: of the k-th chosen step, as published, or of the same
-    denoising step, depending on what the columns are. ``leave_one_out`` leaves the sample itself out,
+    expected gradient by ``1 - 1/G``) of the same column: of the k-th chosen step, as published, or of the
+    same denoising step, depending on what the columns are. ``leave_one_out`` leaves the sample itself out,
     ``batch`` takes the mean over the whole batch.
     """
     groups = returns.masked_fill(~mask, 0.0).unflatten(0, (-1, num_generations))

@@ -22,9 +22,7 @@ def acting_logp(
     return logits.log_softmax(-1)
 
 
-def draw(
-    logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]
-) -> Int[Tensor, "*batch"]:
+def draw(logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
     """Inverse-CDF sampling: the first token whose cumulative probability exceeds the uniform number.
 
     A token of probability 0 is never drawn.
@@ -32,7 +30,9 @@ def draw(
     cdf = logp.double().exp().cumsum(-1)
     total = cdf[..., -1:]
     # Rounding must not lift the point to the total, behind which only the last token is left.
-    point = torch.minimum(uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    point = torch.minimum(
+        uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     return torch.searchsorted(cdf, point, right=True).squeeze(-1)
 
 

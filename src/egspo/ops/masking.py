@@ -32,5 +32,5 @@ def diffusion_loss(
     masked: Bool[Tensor, "batch length"],
     level: Float64[Tensor, "batch"],
 ) -> Float[Tensor, "batch"]:
-    """``(1 / (t L)) sum_{masked i} -log p(x_i | x_t)``: the 1/t-weighted bound a token (LLaDA, arXiv 2502.09992)."""
+    """``(1 / (t L)) sum_{masked i} -log p(x_i | x_t)``, a bound per token (LLaDA, arXiv 2502.09992)."""
     return -(logp * masked).sum(1) / (level * masked.shape[1]).to(logp.dtype)

@@ -1,8 +1,8 @@
 """Counter-based noise: a number depends on its sample's seed and its place, never on the batch around it.
 
 A generator's stream depends on how many numbers were drawn before, hence on the batch size and on the number
-of ranks. Here each number is a hash of (seed, stream, step, position): the SplitMix64 finaliser of Steele, Lea
-and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+of ranks. Here each number is a hash of (seed, stream, step, position): the SplitMix64 finaliser of Steele,
+Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 """
 
 import torch

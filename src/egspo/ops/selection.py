@@ -1,7 +1,8 @@
 """Which denoising steps to train on (EGSPO, arXiv 2603.12554, section on entropy-guided step selection).
 
-For any set S of kept steps, the part of the policy gradient that is lost is at most ``C sum_{t not in S} H_t``
-(the constant is derived in docs/method.md), so for a budget of K steps the K of highest entropy are kept.
+What is lost of the policy gradient by keeping a set S of steps is at most ``C sum_{t not in S} H_t``, H_t the
+entropy of step t, so for a budget of K steps the K of highest entropy are kept. docs/method.md derives the
+constant and says what changes where S depends on the actions.
 """
 
 from typing import Literal, get_args

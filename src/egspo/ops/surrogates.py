@@ -35,10 +35,11 @@ def is_clipped(
 def kl_estimate(
     kind: KL, logp: Float[Tensor, "*shape"], ref_logp: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Estimators of KL(policy || reference) from samples of the policy (Schulman, "Approximating KL divergence").
+    """Estimators of KL(policy || reference) from samples (Schulman, "Approximating KL divergence").
 
-    With ``d = log ref - log pi``: k1 ``-d``; k2 ``d^2 / 2``; k3 ``exp(d) - 1 - d``. As a loss, k1 has an expected
-    gradient of zero on the policy's own samples: it is for measuring.
+    With ``d = log ref - log pi``: k1 ``-d``; k2 ``d^2 / 2``; k3 ``exp(d) - 1 - d``. k1 and k3 are unbiased.
+    As a loss, the expected gradient on the policy's own samples is that of KL(policy || reference) for k2,
+    that of KL(reference || policy) for k3, and zero for k1, which is for measuring.
     """
     d = ref_logp - logp
     match kind:
