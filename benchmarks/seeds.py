@@ -51,7 +51,15 @@ def run_seed(options: argparse.Namespace, label: str, seed: int) -> dict:
     egspo("sft", f"{options.task}/task", f"{options.task}/sft", f"output_dir={base}", f"seed={seed}")
     control = ["train.permute_rewards=true"] if options.control else []
     source = f"model.model_name_or_path={base}/model"
-    egspo("train", f"{options.task}/task", f"{options.task}/rl", source, f"output_dir={run}", f"seed={seed}", *control)
+    egspo(
+        "train",
+        f"{options.task}/task",
+        f"{options.task}/rl",
+        source,
+        f"output_dir={run}",
+        f"seed={seed}",
+        *control,
+    )
     for name, model in (("test-before", base), ("test-after", run)):
         if not (run / "eval" / f"{name}.json").is_file():
             egspo("eval", str(model), "--out", str(run / "eval" / f"{name}.json"))
@@ -96,7 +104,13 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
 def write_table(folder: Path, label: str, rows: list[dict]) -> None:
     mean, low, high = interval([row["gain"] for row in rows])
-    summary = {"label": label, "command": " ".join(["python", *sys.argv]), "rows": rows, "gain": mean, "ci95": [low, high]}
+    summary = {
+        "label": label,
+        "command": " ".join(["python", *sys.argv]),
+        "rows": rows,
+        "gain": mean,
+        "ci95": [low, high],
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     lines = [
         f"# {label}",

@@ -22,7 +22,9 @@ class Model(nn.Module):
         super().__init__()
         self.token = nn.Embedding(NUM_DIGITS + 1, width)
         self.place = nn.Parameter(0.02 * torch.randn(LENGTH + 1, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, NUM_DIGITS)  # the mask token is no output, so it can never be sampled
 
