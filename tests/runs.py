@@ -1,12 +1,18 @@
 """Small runs on the toy task, for tests: a second or two each."""
 
+import contextlib
+import io
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 
-from egspo import registry
+from egspo import cli, registry
 from egspo.compose import merge, parse_override
 from egspo.config import RLRun, SFTRun, parse_config
 from egspo.policy import Policy, build_policy
@@ -86,3 +92,25 @@ def _settings(base: dict[str, Any], folder: Path, overrides: tuple[str, ...]) ->
     for override in overrides:
         values = merge(values, parse_override(override))
     return values
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def egspo(*arguments: str) -> Ended:
+    """``egspo ARGUMENTS`` in this process, exit code and all."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["egspo", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    return Ended(ended.value.code or 0, out.getvalue(), err.getvalue())

@@ -106,7 +106,7 @@ def test_messages_keep_all_turns_but_the_last():
     ids=str,
 )
 def test_what_is_no_pair_is_refused_with_its_place(row: dict):
-    with pytest.raises(ValueError, match="^sft.data: f:3 has neither prompt and completion nor messages"):
+    with pytest.raises(ValueError, match=r"^sft.data: f:3 has neither prompt and completion nor messages"):
         as_pair(row, "f:3")
 
 

@@ -67,7 +67,7 @@ def test_a_fresh_model_learns_from_rewards_alone(tmp_path: Path):
     """From random weights, whose random characters earn almost nothing."""
     rows = runs.train(tmp_path, "train.max_steps=250", "train.prompts_per_step=32", "train.num_generations=8")
     assert rows[0]["reward/mean"] < 0.1
-    assert sum(row["reward/mean"] for row in rows[-10:]) / 10 > 0.6
+    assert sum(row["reward/mean"] for row in rows[-10:]) / 10 > 0.5
 
 
 # ---- SFT -----------------------------------------------------------------------------------------------

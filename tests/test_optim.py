@@ -38,7 +38,7 @@ def test_beyond_its_end_the_schedule_stays_at_nothing(kind: str):
 
 
 def test_weight_decay_shrinks_matrices_alone():
-    """With gradients of zero, a step multiplies a matrix by 1 - rate * decay = 1 - 0.5 * 0.1, and nothing else."""
+    """With gradients of zero, a step multiplies a matrix by 1 - rate * decay = 1 - 0.5 * 0.1 = 0.95."""
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
     model[0].weight.data.fill_(1.0)
     frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)

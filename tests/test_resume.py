@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import runs
-from egspo import cli
 from egspo.checkpoint import Checkpoints
 from egspo.sft import SFTTrainer
 from egspo.tracking import RunFolder
@@ -235,49 +233,38 @@ def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(base: Path,
 # ---- which command may go on in a folder ---------------------------------------------------------------
 
 
-def call(*arguments: str) -> tuple[int, str]:
-    """Exit code and what stands on stderr of a command, run in this process."""
-    result = CliRunner().invoke(cli.app, list(arguments))
-    error = result.exception
-    if isinstance(error, ValueError):  # what ``main`` turns into exit code 2
-        return 2, str(error)
-    if error is not None and not isinstance(error, SystemExit):
-        raise error
-    return result.exit_code, result.stderr
-
-
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path):
     arguments = ["train", "debug/toy", f"output_dir={tmp_path}", "train.max_steps=2", "train.eval_steps=2"]
-    assert call(*arguments)[0] == 0
+    assert runs.egspo(*arguments).code == 0
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
-    assert call(*arguments)[0] == 0
+    assert runs.egspo(*arguments).code == 0
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
 
 def test_a_folder_belongs_to_one_configuration(tmp_path: Path):
     arguments = ["train", "debug/toy", f"output_dir={tmp_path}", "train.max_steps=1", "train.eval_steps=0"]
-    assert call(*arguments)[0] == 0
+    assert runs.egspo(*arguments).code == 0
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    code, error = call(*arguments, "optim.learning_rate=0.5", "seed=3")
-    assert code == 2
-    assert error == (
-        f"output_dir: {tmp_path} holds a run of another configuration "
-        "(differs in optim.learning_rate, seed); choose another folder or the same settings"
+    ended = runs.egspo(*arguments, "optim.learning_rate=0.5", "seed=3")
+    assert ended.code == 2
+    assert ended.err == (
+        f"egspo: output_dir: {tmp_path} holds a run of another configuration "
+        "(differs in optim.learning_rate, seed); choose another folder or the same settings\n"
     )
-    code, error = call(*arguments, "resume=false")
-    assert code == 2
-    assert error == (
-        f"output_dir: {tmp_path} holds a run already and resume is False; "
-        "choose another folder, or drop resume=false to go on with it"
+    ended = runs.egspo(*arguments, "resume=false")
+    assert ended.code == 2
+    assert ended.err == (
+        f"egspo: output_dir: {tmp_path} holds a run already and resume is False; "
+        "choose another folder, or drop resume=false to go on with it\n"
     )
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     # Where it reports to may change.
-    assert call(*arguments, "tracking.run_name=other")[0] == 0
+    assert runs.egspo(*arguments, "tracking.run_name=other").code == 0
 
 
 def test_resume_off_is_no_hindrance_in_a_fresh_folder(tmp_path: Path):
     settings = ["train.max_steps=1", "train.eval_steps=0", "resume=false"]
-    assert call("train", "debug/toy", f"output_dir={tmp_path / 'new'}", *settings)[0] == 0
+    assert runs.egspo("train", "debug/toy", f"output_dir={tmp_path / 'new'}", *settings).code == 0
 
 
 def test_a_broken_configuration_in_the_folder_is_told(tmp_path: Path):

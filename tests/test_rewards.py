@@ -89,7 +89,7 @@ def test_what_a_function_raises_names_it_and_keeps_the_cause():
     def bad(**_):
         raise ZeroDivisionError("by zero")
 
-    with pytest.raises(ValueError, match="^reward_funcs: bad raised ZeroDivisionError: by zero") as caught:
+    with pytest.raises(ValueError, match=r"^reward_funcs: bad raised ZeroDivisionError: by zero") as caught:
         FunctionScorer([bad]).final(PROMPTS, TEXTS)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

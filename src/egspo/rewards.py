@@ -74,7 +74,7 @@ class FunctionScorer:
         values = [self._call(function, prompts, texts) for function in self._functions]
         parts = dict(zip(self.part_names, values, strict=True))
         totals = [
-            sum(w * v for w, v in zip(self._weights, row, strict=True) if v is not None)
+            sum((w * v for w, v in zip(self._weights, row, strict=True) if v is not None), 0.0)
             for row in zip(*values, strict=True)
         ]
         return (

@@ -29,7 +29,7 @@ class Run:
         points = np.array([point for point in points if None not in point], dtype=float).reshape(-1, 2)
         return points[:, 0], points[:, 1]
 
-    def last(self, key: str) -> float | None:
+    def last(self, key: str) -> float | int | None:
         """The last recorded value of a metric."""
         values = [number(row.get(key)) for row in self.metrics]
         return next((value for value in reversed(values) if value is not None), None)

@@ -1,0 +1,470 @@
+"""Every command as a user types it: what it shows, what it writes, and the one line it ends with."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import runs
+from egspo import cli, registry
+from egspo.compose import recipe_folder
+from egspo.policy import load_policy, shipped_models
+from egspo.rollout import generate
+from egspo.trace import write_trace
+
+COMMANDS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+DEBUG = sorted(f"debug/{path.stem}" for path in (recipe_folder() / "debug").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a short SFT run on the toy task."""
+    folder = tmp_path_factory.mktemp("run")
+    runs.sft(folder)
+    return folder
+
+
+def refused(*arguments: str) -> str:
+    """The line with which a command refuses what it was given: exit code 2, one line, no traceback."""
+    ended = runs.egspo(*arguments)
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    assert re.fullmatch(r"egspo: .+\n", ended.err), ended.err
+    return ended.err.removeprefix("egspo: ").rstrip("\n")
+
+
+# ---- help and errors -----------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command():
+    ended = runs.egspo("--help")
+    assert ended.code == 0
+    for command in ("sft", "train", "eval", "grade", "sample", "report", "list", "doctor"):
+        assert command in COMMANDS
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}\b", ended.out, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_shows_an_example(command: str):
+    ended = runs.egspo(command, "--help")
+    assert ended.code == 0
+    assert f"Example: egspo {command}" in ended.out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["trian"], ["eval"], ["grade", "--task"], ["list"], ["eval", "x", "--nope"]]
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]):
+    ended = runs.egspo(*arguments)
+    assert ended.code == 2
+    assert "Error" in ended.err
+
+
+def test_all_problems_of_a_configuration_are_lines():
+    ended = runs.egspo("train", "debug/toy", "sed=1", "sampler.temperature=0", "train.num_generations=1")
+    assert ended.code == 2
+    lines = ended.err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("egspo: ") for line in lines)
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("EGSPO_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["egspo", "list", "nothing"])
+    with pytest.raises(ValueError, match="nothing"):
+        cli.main()
+
+
+def test_a_failure_is_no_users_error(monkeypatch):
+    """It ends with Python's own traceback and exit code 1."""
+
+    def fail():
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("egspo.doctor.findings", fail)
+    monkeypatch.setattr(sys, "argv", ["egspo", "doctor"])
+    with pytest.raises(RuntimeError, match="broken"):
+        cli.main()
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("egspo.doctor.findings", interrupt)
+    ended = runs.egspo("doctor")
+    assert ended.code == 130
+    assert ended.err == "\negspo: interrupted; the same command goes on from the last checkpoint\n"
+
+
+# ---- sft and train -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", DEBUG)
+def test_debug_recipes_run_from_any_folder(recipe: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = ["train.max_steps=2", "train.eval_steps=2", "eval.limit=5"]
+    ended = runs.egspo("train", recipe, *steps)
+    assert ended.code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"run:  runs/{folder.name}" in ended.out
+    assert f"next: egspo eval runs/{folder.name}" in ended.out
+    assert len(runs.rows(folder)) == 2
+    for name in ("config.json", "transcripts.jsonl", "checkpoints", "model", "eval/validation-000002.json"):
+        assert (folder / name).exists(), name
+
+
+def test_the_module_is_a_command(tmp_path: Path):
+    """``python -m egspo``, as accelerate and torchrun start it, in another folder and another process."""
+    arguments = [sys.executable, "-m", "egspo", "train", "debug/toy", "output_dir=out", "train.max_steps=2"]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run:  out\n" in done.stdout
+    assert "Traceback" not in done.stderr
+    # Random numbers are the run's own: another process draws the same.
+    runs.egspo("train", "debug/toy", f"output_dir={tmp_path / 'again'}", "train.max_steps=2")
+    assert runs.timeless(runs.rows(tmp_path / "out")) == runs.timeless(runs.rows(tmp_path / "again"))
+
+
+def test_sft_from_a_file_of_settings(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: {init: tiny}\ntask: {name: toy, prompt: compact}\n"
+        "sampler: {max_completion_length: 2, block_length: 2, diffusion_steps: 2}\n"
+        "sft: {max_steps: 2, batch_size: 4}\n"
+    )
+    ended = runs.egspo("sft", str(file), f"output_dir={tmp_path / 'out'}")
+    assert ended.code == 0
+    assert f"model: {tmp_path / 'out' / 'model'}" in ended.out
+    assert "SFT 2/2" in ended.err
+    saved = json.loads((tmp_path / "out" / "model" / "egspo.json").read_text())
+    assert (saved["task"]["name"], saved["sampler"]["diffusion_steps"]) == ("toy", 2)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("")
+    expected = f"{file}/out cannot be written ({file} is no folder); choose another folder"
+    assert refused("train", "debug/toy", f"output_dir={file}/out") == f"output_dir: {expected}"
+    assert refused("eval", "nowhere", "--out", f"{file}/out/x.json") == f"--out: {expected}"
+    assert (
+        refused("sample", "nowhere", "--prompt", "x", "--trace", f"{file}/out/x.html")
+        == f"--trace: {expected}"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    line = refused("train", "debug/toy", f"output_dir={tmp_path}/out")
+    assert (
+        line
+        == f"output_dir: {tmp_path}/out cannot be written ({tmp_path} is read-only); choose another folder"
+    )
+
+
+def test_missing_models_are_named(tmp_path: Path):
+    line = refused("eval", str(tmp_path / "no"), "--task", "toy")
+    assert line.startswith(
+        f"model.model_name_or_path: cannot read a model configuration at '{tmp_path}/no' ("
+    )
+    assert line.endswith(", ".join(f"tiny:{name}" for name in shipped_models()))
+    line = refused("eval", "tiny:nothing", "--task", "toy")
+    assert line.startswith("model.model_name_or_path: no shipped model 'tiny:nothing'")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    line = refused("eval", str(tmp_path), "--task", "toy")
+    assert line == f"model.model_name_or_path: '{tmp_path}' has model type 'bert'; known: llada"
+
+
+# ---- eval ----------------------------------------------------------------------------------------------
+
+
+def test_eval_of_a_run_knows_task_and_sampler(run: Path, tmp_path: Path):
+    out = tmp_path / "eval" / "test.json"
+    ended = runs.egspo("eval", str(run), "--out", str(out), "--limit", "7")
+    assert ended.code == 0
+    summary, items = json.loads(out.read_text()), runs.rows(out.parent, "test.jsonl")
+    assert summary.keys() >= set(
+        ["name", "task", "model", "split", "n", "accuracy", "ci95", "reward", "counts", "seed", "temperature"]
+    )
+    assert (summary["task"], summary["split"], summary["n"], summary["name"]) == ("toy", "test", 7, "test")
+    assert (summary["max_completion_length"], summary["temperature"]) == (2, 0.0)
+    assert len(items) == 7
+    right = sum(item["correct"] for item in items)
+    assert f"toy test (length 2, 2 steps): accuracy {right / 7:.1%} ({right}/7, 95% " in ended.out
+    # The same again, from the model's own folder.
+    assert runs.egspo("eval", str(run / "model"), "--limit", "7").out == ended.out
+
+
+def test_eval_at_several_lengths_writes_a_file_each(run: Path, tmp_path: Path):
+    ended = runs.egspo("eval", str(run), "--length", "2", "--length", "4", "--out", str(tmp_path / "x.json"))
+    assert ended.code == 0
+    assert len(ended.out.splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "x-2.json",
+        "x-2.jsonl",
+        "x-4.json",
+        "x-4.jsonl",
+    ]
+    for length in (2, 4):
+        summary = json.loads((tmp_path / f"x-{length}.json").read_text())
+        # Half as many steps, in blocks of the model's own length.
+        shape = summary["max_completion_length"], summary["diffusion_steps"], summary["block_length"]
+        assert shape == (length, length // 2, 2)
+        assert summary["name"] == f"x-{length}"
+
+
+def test_eval_takes_settings_of_task_and_sampler(run: Path, tmp_path: Path):
+    out = tmp_path / "x.json"
+    overrides = ["task.num_symbols=4", "sampler.temperature=0.5", "sampler.remasking=random"]
+    ended = runs.egspo(
+        "eval",
+        str(run),
+        *overrides,
+        "--steps",
+        "1",
+        "--seed",
+        "5",
+        "--split",
+        "validation",
+        "--out",
+        str(out),
+    )
+    assert ended.code == 0
+    summary = json.loads(out.read_text())
+    assert (summary["n"], summary["temperature"], summary["remasking"]) == (4, 0.5, "random")
+    assert (summary["diffusion_steps"], summary["seed"], summary["split"]) == (1, 5, "validation")
+
+
+def test_eval_refuses_what_it_cannot_do(run: Path, tmp_path: Path):
+    assert refused("eval", str(run), "train.max_steps=3") == (
+        "train.max_steps=3: only task.NAME=value and sampler.NAME=value can be set here"
+    )
+    assert refused("eval", str(run), "sampler.stepps=1").startswith("sampler.stepps: unknown key; ")
+    assert refused("eval", str(run), "--length", "3") == (
+        "sampler.max_completion_length: 3 is not a multiple of block_length 2; use 2 or 4"
+    )
+    assert refused("eval", str(run), "--steps", "3") == (
+        "sampler.diffusion_steps: 3 exceeds max_completion_length 2; use at most 2"
+    )
+    assert refused("eval", str(run), "--split", "tests") == (
+        "split: 'tests' is unknown; give one of train, validation, test"
+    )
+    assert refused("eval", str(run), "--task", "sudok") == (
+        "task.name: unknown task 'sudok'; did you mean 'sudoku'?"
+    )
+    assert refused("eval", str(run), "--task", "sudoku", "--data", str(tmp_path / "no.csv")).startswith(
+        "task.data: "
+    )
+    (run / "model" / "egspo.json").rename(tmp_path / "egspo.json")
+    try:
+        assert refused("eval", str(run)).startswith("--task: missing; known: countdown, ")
+    finally:
+        (tmp_path / "egspo.json").rename(run / "model" / "egspo.json")
+
+
+# ---- sample --------------------------------------------------------------------------------------------
+
+
+def test_sample_answers_a_prompt_or_a_problem(run: Path):
+    ended = runs.egspo("sample", str(run), "--prompt", "34")
+    assert ended.code == 0
+    assert len(ended.out.rstrip("\n")) <= 2
+    ended = runs.egspo("sample", str(run), "--index", "3")
+    assert ended.code == 0
+    # Test problems are pairs of one digit.
+    verdict = registry.load_task("toy", prompt="compact").grade(ended.out.rstrip("\n"), {"answer": "33"})
+    assert f"{'correct' if verdict.correct else 'wrong'}: {verdict.reason}\n" in ended.err
+
+
+def test_sample_refuses_what_it_would_ignore(run: Path):
+    either = "--prompt: give either --prompt TEXT or --index N (with --task NAME)"
+    assert refused("sample", str(run)) == either
+    assert refused("sample", str(run), "--prompt", "x", "--index", "1") == either
+    assert refused("sample", str(run), "--index", "10") == "--index: 10 is beyond the 10 problems; use 0 to 9"
+    assert refused("sample", str(run), "--prompt", "x", "--task", "toy").startswith(
+        "--prompt: takes no --task"
+    )
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.seen += [tag, *(f"{tag} {name}" for name, _ in attributes)]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def assert_self_contained(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    assert set(tags.seen) <= {
+        *("meta", "meta charset", "title", "style", "h1", "h2", "pre", "p", "table", "tr", "th", "td"),
+        *("td class", "span", "span class", "span style"),
+    }
+    assert not re.search(r"https?:|url\(|@import", page)
+    return tags
+
+
+def test_a_trace_draws_every_step_and_escapes(run: Path, tmp_path: Path):
+    hostile = "<script src='http://x'>&amp;</script>"
+    file = tmp_path / "deep" / "trace.html"
+    ended = runs.egspo("sample", str(run), "--prompt", hostile, "--trace", str(file))
+    assert ended.code == 0
+    assert f"trace: {file}\n" in ended.err
+    tags = Tags()
+    tags.feed(page := file.read_text(encoding="utf-8"))
+    assert "script" not in tags.seen
+    assert hostile in tags.text
+    # A line a step, each revealing one of the two tokens.
+    assert page.count("<tr><td>") == 2
+    assert page.count("class=new") == 2
+
+
+def test_a_trace_of_any_text_refers_to_nothing_outside(tiny_policy, tmp_path: Path):
+    """A random model writes every character there is, markup among them."""
+    policy = tiny_policy()
+    settings = {"max_completion_length": 256, "block_length": 64, "diffusion_steps": 32, "temperature": 2.0}
+    out = generate(policy, ["12"], seed=1, **settings)
+    text = policy.tokenizer.decode(out.trajectory.final[0].tolist())
+    assert set("<>&'\"") <= set(text)
+    page = write_trace(tmp_path / "trace.html", policy, "12", out).read_text(encoding="utf-8")
+    # The last line shows the whole canvas.
+    assert text in assert_self_contained(page).text
+
+
+# ---- grade ---------------------------------------------------------------------------------------------
+
+
+def generations(path: Path, *lines) -> str:
+    text = "".join(
+        (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines
+    )
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_grade_reports_broken_lines_and_goes_on(tmp_path: Path):
+    """Lines 1 and 8 of seven that hold something (5 is empty) are right: 2 of 7 = 0.2857."""
+    file = generations(
+        tmp_path / "in.jsonl",
+        {"generation": "11", "answer": "11"},
+        '{"generation": "11", "answ',
+        {"generation": "11"},
+        {"generation": 11, "answer": "11"},
+        "",
+        [1],
+        "[" * 100_000,
+        # A line separator inside a text ends no line.
+        {"generation": "22", "answer": "22", "note": "a\u2028b"},
+    )
+    ended = runs.egspo("grade", "--task", "toy", file)
+    assert ended.code == 0
+    *lines, last = ended.out.splitlines()
+    assert last == "accuracy 0.2857 (2/7, 95% 0.082-0.641)"
+    verdicts = [json.loads(line) for line in lines]
+    assert [verdict["index"] for verdict in verdicts] == [0, 1, 2, 3, 5, 6, 7]
+    assert [verdict["correct"] for verdict in verdicts] == [True, *[False] * 5, True]
+    assert all(
+        verdict.keys() >= set(["index", "correct", "reward", "extracted", "reason"]) for verdict in verdicts
+    )
+    assert [verdict["reward"] for verdict in verdicts] == [1.0, 0, 0, 0, 0, 0, 1.0]
+    broken = [line.removeprefix(f"{file}: ") for line in ended.err.splitlines()]
+    assert [line.split(":")[0] for line in broken] == ["line 2", "line 3", "line 4", "line 6", "line 7"]
+    assert broken[1] == "line 3: no field answer; graded wrong"
+    assert broken[2] == "line 4: generation is not a text; graded wrong"
+    assert all(line.endswith("; graded wrong") for line in broken)
+
+
+def test_grade_into_a_file(tmp_path: Path):
+    file = generations(tmp_path / "in.jsonl", {"generation": "1x", "answer": "11"})
+    out = tmp_path / "deep" / "out.jsonl"
+    ended = runs.egspo("grade", "--task", "toy", file, "--out", str(out))
+    assert ended.out == "accuracy 0.0000 (0/1, 95% 0.000-0.793)\n"
+    (verdict,) = runs.rows(out.parent, out.name)
+    assert (verdict["extracted"], verdict["reward"], verdict["counts"]) == ("1x", 0.5, {"symbols": [1, 2]})
+
+
+def test_grade_tells_data_that_is_no_problem_by_its_line(tmp_path: Path):
+    file = generations(tmp_path / "in.jsonl", {"generation": "1", "puzzle": "no puzzle"})
+    ended = runs.egspo("grade", "--task", "sudoku", file)
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].startswith("accuracy 0.0000 (0/1,")
+    assert ended.err.startswith(f"{file}: line 1: puzzle: ")
+
+
+def test_grade_refuses_what_it_cannot_do(tmp_path: Path):
+    file = generations(tmp_path / "in.jsonl", {"generation": "11", "answer": "11"})
+    assert refused("grade", "--task", "toy", file, "--grader", "paper") == (
+        "--grader: task 'toy' has no published grader; use --grader default"
+    )
+    assert refused("grade", "--task", "toy", file, "--grader", "best") == (
+        "--grader: 'best' is unknown; give default or paper"
+    )
+    assert refused("grade", "--task", "tooy", file) == "task.name: unknown task 'tooy'; did you mean 'toy'?"
+    # There is nothing to sample here.
+    assert refused("grade", "--task", "toy", file, "sampler.temperature=1") == (
+        "sampler.temperature=1: only task.NAME=value can be set here"
+    )
+    assert runs.egspo("grade", "--task", "toy", str(tmp_path / "no.jsonl")).code == 2
+
+
+# ---- report, list, doctor ------------------------------------------------------------------------------
+
+
+def test_report_of_a_run(run: Path, tmp_path: Path):
+    runs.egspo("eval", str(run), "--out", str(run / "eval" / "test.json"))
+    ended = runs.egspo("report", str(run))
+    assert ended.code == 0
+    assert ended.out.endswith(f"report: {run / 'report.html'}\n")
+    assert "test" in ended.out
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert runs.egspo("report", str(run), "--out", str(tmp_path / "mine.html")).code == 0
+    assert (tmp_path / "mine.html").is_file()
+    assert refused("report", str(tmp_path)).startswith(
+        f"{tmp_path}: not a run folder, config.json is missing; "
+    )
+
+
+def test_list_shows_a_line_for_each_with_its_source():
+    for what in ("objectives", "tasks"):
+        lines = runs.egspo("list", what).out.splitlines()
+        assert [line.split()[0] for line in lines] == registry.names(what)
+        assert all(line.endswith(")") for line in lines)
+    recipes = runs.egspo("list", "recipes").out
+    assert all(re.search(rf"^{name} +\S", recipes, re.MULTILINE) for name in DEBUG)
+    models = runs.egspo("list", "models").out
+    assert "init: tiny" in models
+    assert all(f"tiny:{name}" in models for name in shipped_models())
+    assert refused("list", "tsaks").startswith(
+        "list: 'tsaks' is not one of objectives, tasks, models, recipes"
+    )
+
+
+def test_doctor_finds_what_there_is():
+    ended = runs.egspo("doctor")
+    assert ended.code == 0
+    found = {line.split()[0]: line for line in ended.out.splitlines()}
+    assert found.keys() >= {"python", "torch", "transformers", "device", "cpu", "memory", "trackers"}
+    assert "toy" in found["tasks"]
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_shipped_models_answer(name: str):
+    ended = runs.egspo("eval", f"tiny:{name}", "--limit", "20")
+    assert ended.code == 0
+    assert re.search(r"accuracy \d", ended.out)
+    assert load_policy(f"tiny:{name}").source == f"tiny:{name}"
