@@ -1,11 +1,12 @@
-"""SFT then EGSPO-SA from the README's recipes over several seeds: is the gain there on the mean, and is it RL's?
+"""SFT then EGSPO-SA from the README's recipes over several seeds: is the gain there on the mean, and RL's?
 
     python benchmarks/seeds.py --task sudoku --seeds 0-4 --jobs 2
     python benchmarks/seeds.py --task sudoku --seeds 0-4 --jobs 2 --control
 
-Each seed trains its own base and its own policy, one process a run, and is evaluated before and after on the same
-held-out problems with the same greedy sampler. ``--control`` trains on rewards permuted over the batch instead.
-Finished runs are kept, so an interrupted command goes on. Raw runs and the table go to ``benchmarks/results/``.
+Each seed trains its own base and its own policy, one process a run, and is evaluated before and after on the
+same held-out problems with the same greedy sampler. ``--control`` trains on rewards permuted over the batch
+instead. Finished runs are kept, so an interrupted command goes on. Raw runs and the table go to
+``benchmarks/results/``.
 """
 
 import argparse
@@ -120,11 +121,13 @@ def write_table(folder: Path, label: str, rows: list[dict]) -> None:
         "| seed | before | after | gain | samples | RL seconds (one core) |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {r['seed']} | {r['before']:.1%} | {r['after']:.1%} | {100 * r['gain']:+.1f} | {r['samples']} | {r['rl_seconds']:.0f} |"
+            f"| {r['seed']} | {r['before']:.1%} | {r['after']:.1%} | {100 * r['gain']:+.1f} "
+            f"| {r['samples']} | {r['rl_seconds']:.0f} |"
             for r in rows
         ),
         "",
-        f"Mean gain {100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} (Student's t over seeds).",
+        f"Mean gain {100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} "
+        "(Student's t over seeds).",
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

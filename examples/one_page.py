@@ -2,9 +2,9 @@
 
     python examples/one_page.py
 
-A completion of LENGTH tokens starts as all MASK and is revealed in LENGTH steps, one token a step. The prompt is one
-digit; the reward is the share of positions that repeat it. A policy with random weights earns 1 / NUM_DIGITS; EGSPO-SA
-(arXiv 2603.12554) teaches it the rest in well under a minute on one core.
+A completion of LENGTH tokens starts as all MASK and is revealed in LENGTH steps, one token a step. The prompt
+is one digit; the reward is the share of positions that repeat it. A policy with random weights earns
+1 / NUM_DIGITS; EGSPO-SA (arXiv 2603.12554) teaches it the rest in well under a minute on one core.
 """
 
 import torch
@@ -16,7 +16,7 @@ K, LAMBDA, EPSILON, EPSILON_HIGH = 3, 0.5, 0.2, 0.5
 
 
 class Model(nn.Module):
-    """A bidirectional transformer: logits of every position from the prompt and the partly masked canvas."""
+    """A bidirectional transformer: log-probabilities at every position of a partly masked canvas."""
 
     def __init__(self, width: int = 48):
         super().__init__()

@@ -46,7 +46,7 @@ def recipes() -> Lines:
 
 
 def settings() -> Lines:
-    """Every key of a configuration with its type, default and meaning; a section's own keys are indented by it."""
+    """Every key of a configuration with its type, default and meaning."""
     fields = SFTRun.model_fields | RLRun.model_fields
     for key, info in fields.items():
         folder = f"{key}s"

@@ -139,7 +139,7 @@ def curve(
         )
 
 
-def histogram(axes: Axes, values: Sequence[float], edges: np.ndarray, colour: str, phase: str) -> None:
+def histogram(axes: Axes, values: Sequence[int | float], edges: np.ndarray, colour: str, phase: str) -> None:
     """Shares of values by bin: a dashed outline for the early ones, filled for the late ones."""
     if not len(values):
         return

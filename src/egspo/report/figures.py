@@ -140,7 +140,7 @@ def _distribution(runs: Sequence[Run]):
     return paint
 
 
-def _rewards(rows: Sequence[Row]) -> list[float]:
+def _rewards(rows: Sequence[Row]) -> list[int | float]:
     return [row["reward"] for row in rows if number(row.get("reward")) is not None]
 
 

@@ -76,14 +76,14 @@ def interval(evaluation: Row) -> tuple[float, float] | None:
 
 
 def before_after(run: Run) -> tuple[Row | None, Row | None]:
-    """The evaluations called ``…before`` and ``…after``: a whole pair and the test split preferred."""
+    """The evaluations called ``…before`` and ``…after``: preferably both, and those called ``test…``."""
     found = {}
     for evaluation in sorted(run.evaluations, key=lambda e: (e.get("split") != "test", e["file"])):
         for place, word in enumerate(("before", "after")):
             if word in evaluation["file"]:
                 found.setdefault(evaluation["file"].replace(word, ""), [None, None])[place] = evaluation
-    pairs = sorted(found.values(), key=lambda pair: None in pair)
-    return tuple(pairs[0]) if pairs else (None, None)
+    pairs = sorted(found.items(), key=lambda item: (None in item[1], not item[0].startswith("test")))
+    return tuple(pairs[0][1]) if pairs else (None, None)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

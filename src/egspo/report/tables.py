@@ -92,12 +92,12 @@ def _accuracy(evaluation: Row | None) -> str | None:
     )
 
 
-def shown(value: float | None, form: str, unit: str = "") -> str | None:
+def shown(value: int | float | None, form: str, unit: str = "") -> str | None:
     """A number in a table, or nothing."""
     return None if value is None else f"{value:{form}}{unit}"
 
 
-def _duration(seconds: float | None) -> str | None:
+def _duration(seconds: int | float | None) -> str | None:
     if seconds is None:
         return None
     size, unit = next((size, unit) for size, unit in ((3600, "h"), (60, "min"), (0, "s")) if seconds >= size)
