@@ -39,7 +39,7 @@ def reward(prompt, canvas):
 
 @torch.no_grad()
 def rollout(model, prompt, generator):
-    """Denoise: at each step reveal the position whose top probability is highest (TPP), with a sampled token."""
+    """Denoise: each step reveals the position of highest top probability (TPP), with a sampled token."""
     rows = torch.arange(len(prompt))
     canvas = torch.full((len(prompt), LENGTH), MASK)
     steps = []
