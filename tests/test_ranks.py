@@ -81,7 +81,7 @@ def launch(*arguments: str) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(arguments, start_new_session=True, **pipes)
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"hangs: {process.communicate()[0][-3000:]}")

@@ -55,7 +55,7 @@ class Checkpoints:
     def save_best(self, model: nn.Module) -> None:
         """Keep the weights of the best validation so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self._fresh_draft()
+        draft = self.folder / f".draft-{BEST}"
         save_file(trainable_state(model), draft)
         os.replace(draft, self._best)
 
@@ -65,7 +65,7 @@ class Checkpoints:
     def restore_best(self, step: int) -> None:
         """Bring back the best validated weights as they were at a checkpoint."""
         if (self._at(step) / BEST).is_file():
-            draft = self._fresh_draft()
+            draft = self.folder / f".draft-{BEST}"
             shutil.copyfile(self._at(step) / BEST, draft)
             os.replace(draft, self._best)
 
@@ -75,12 +75,6 @@ class Checkpoints:
         saved = torch.load(self._at(step) / "trainer.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(saved["optimizer"])
         return saved["state"]
-
-    def _fresh_draft(self) -> Path:
-        """A name to write to; never a file that has other names, whose contents would change with it."""
-        draft = self.folder / f".draft-{BEST}"
-        draft.unlink(missing_ok=True)
-        return draft
 
     def _at(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
