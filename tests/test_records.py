@@ -34,8 +34,16 @@ def test_every_kind_gives_the_same_rows(tmp_path, kind, text, lines, zipped, mar
         ("p.jsonl", b"\xff\xfe", "p.jsonl: not a readable jsonl file ("),
         ("p.csv", b'a\n"' + b"x" * 200_000, "p.csv: not a readable csv file (field larger"),
         ("p.jsonl.gz", b"{}", "p.jsonl.gz: not a readable jsonl file (Not a gzipped file"),
-        ("p.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "p.jsonl.gz: not a readable jsonl file (Compressed"),
-        ("p.csv.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9, "p.csv.gz: not a readable csv file (Error -3"),
+        (
+            "p.jsonl.gz",
+            gzip.compress(b"{}" * 99, mtime=0)[:20],
+            "p.jsonl.gz: not a readable jsonl file (Compressed",
+        ),
+        (
+            "p.csv.gz",
+            gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9,
+            "p.csv.gz: not a readable csv file (Error -3",
+        ),
     ],
 )
 def test_errors_name_the_setting_the_file_and_the_line(tmp_path, name, data, message):
