@@ -180,8 +180,9 @@ def test_time_goes_on_where_it_stopped(base: Path, tmp_path: Path):
 def test_the_best_model_of_a_checkpoint_survives_later_validations(base: Path, tmp_path: Path, monkeypatch):
     """On hardware where a second run is not the same run, a later best may not come again.
 
-    Validations score 0.9 at iterations 1 and 2, then 0.95 at 3, and the run crashes; the second time iteration
-    3 scores 0.1. The best model is that of iteration 1, the first of equals, which iteration 3 had overwritten.
+    Validations score 0.9 at iterations 1 and 2, then 0.95 at 3, and the run crashes; the second time
+    iteration 3 scores 0.1. The best model is that of iteration 1, the first of equals, which iteration 3 had
+    overwritten.
     """
     scores = {1: 0.9, 2: 0.9, 3: 0.95, 4: 0.1}
     monkeypatch.setattr("egspo.trainer.validate", lambda *arguments: scores[arguments[3]])
