@@ -2,9 +2,12 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import egspo
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "egspo"
@@ -19,7 +22,7 @@ LAYERS = (
     ("models", "policy"),
     ("likelihood", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings"),
-    ("evaluate", "grading", "trace"),
+    ("evaluation", "grading", "trace"),
     ("sft", "trainer"),
     ("report",),
     ("doctor", "listing", "cli"),
@@ -135,6 +138,21 @@ def test_remote_code_is_never_trusted():
     assert [(place, value) for place, value in flags if value != "False"] == []
     # transformers runs no remote code unless told to, but says it where a model is loaded from outside.
     assert len(flags) >= 2
+
+
+def test_public_names_are_no_modules():
+    """Importing a module sets its name in the package, over a function of the same name."""
+    modules = {top(file) for file in TREES}
+    assert modules.isdisjoint(egspo.__all__)
+    for name in egspo.__all__:
+        assert getattr(egspo, name) is not None
+
+
+def test_the_package_itself_loads_nothing_heavy():
+    """``egspo --help`` shall not wait for torch."""
+    code = "import sys, egspo.cli; print(sorted({'torch', 'transformers', 'accelerate'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_nobody_seeds_globally():

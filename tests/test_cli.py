@@ -1,5 +1,6 @@
 """Every command as a user types it: what it shows, what it writes, and the one line it ends with."""
 
+import errno
 import json
 import os
 import re
@@ -90,6 +91,16 @@ def test_a_failure_is_no_users_error(monkeypatch):
     monkeypatch.setattr("egspo.doctor.findings", fail)
     monkeypatch.setattr(sys, "argv", ["egspo", "doctor"])
     with pytest.raises(RuntimeError, match="broken"):
+        cli.main()
+
+
+def test_a_full_disk_is_no_users_error(monkeypatch):
+    def fill():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("egspo.doctor.findings", fill)
+    monkeypatch.setattr(sys, "argv", ["egspo", "doctor"])
+    with pytest.raises(OSError, match="No space left"):
         cli.main()
 
 
@@ -449,6 +460,9 @@ def test_list_shows_a_line_for_each_with_its_source():
     models = runs.egspo("list", "models").out
     assert "init: tiny" in models
     assert all(f"tiny:{name}" in models for name in shipped_models())
+    settings = runs.egspo("list", "settings").out
+    for key in ("seed", "train.num_generations", "objective[egspo].num_selected_steps", "task[toy].width"):
+        assert re.search(rf"^{re.escape(key)} +\S", settings, re.MULTILINE), key
     assert refused("list", "tsaks").startswith(
         "list: 'tsaks' is not one of objectives, tasks, models, recipes"
     )

@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from egspo import registry
-from egspo.evaluate import evaluate
+from egspo.evaluation import evaluate
 from egspo.policy import load_policy
 
 OBJECTIVES = registry.names("objectives")

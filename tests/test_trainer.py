@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import runs
 from egspo import registry
-from egspo.evaluate import evaluate
+from egspo.evaluation import evaluate
 from egspo.metrics import Meter
 from egspo.policy import Policy, load_policy
 from egspo.trainer import Trainer

@@ -10,7 +10,9 @@ _PUBLIC = {
     "generate": "rollout",
     "Trainer": "trainer",
     "SFTTrainer": "sft",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
+    "RLRun": "config",
+    "SFTRun": "config",
     "load_config": "config",
     "parse_config": "config",
     "load_task": "registry",
@@ -22,7 +24,6 @@ def __getattr__(name: str):
     """Load torch and transformers only when something of the package is used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'egspo' has no attribute {name!r}")
-    # ``evaluate`` names both a module and a function; the function is what is public.
     value = getattr(importlib.import_module(f"egspo.{_PUBLIC[name]}"), name)
     globals()[name] = value
     return value

@@ -1,5 +1,6 @@
 """The command line. What a user got wrong ends with one line and exit code 2."""
 
+import errno
 import json
 import os
 import sys
@@ -12,6 +13,8 @@ from rich.table import Table
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
+FAILURES = (errno.ENOSPC, errno.EIO, errno.ENOMEM)
+"""What the system may refuse although the user got nothing wrong."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,7 +92,7 @@ def evaluate(
 
     Example: egspo eval tiny:sudoku-rl --limit 200
     """
-    from egspo.evaluate import evaluate as run
+    from egspo.evaluation import evaluate as run
     from egspo.settings import samplers_of, task_of
     from egspo.tracking import Screen, write_evaluation
 
@@ -130,7 +133,7 @@ def grade(
 
     Example: egspo grade --task sudoku generations.jsonl --out verdicts.jsonl
     """
-    from egspo.evaluate import wilson
+    from egspo.evaluation import wilson
     from egspo.grading import grade_file
     from egspo.settings import task_of
 
@@ -250,7 +253,7 @@ def main() -> None:
     try:
         app(prog_name="egspo")
     except (ValueError, OSError) as error:
-        if os.environ.get("EGSPO_DEBUG"):
+        if os.environ.get("EGSPO_DEBUG") or getattr(error, "errno", None) in FAILURES:
             raise
         sys.stderr.write("".join(f"egspo: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)

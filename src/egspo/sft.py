@@ -13,7 +13,7 @@ from torch import Tensor
 from egspo.checkpoint import Checkpoints
 from egspo.config import SFTRun
 from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs
-from egspo.evaluate import validate
+from egspo.evaluation import validate
 from egspo.likelihood import score
 from egspo.ops import masking, noise
 from egspo.optim import build_optimizer, learning_rate, set_learning_rate

@@ -21,7 +21,7 @@ from egspo import registry
 from egspo.checkpoint import Checkpoints
 from egspo.config import RLRun
 from egspo.data import encode_problems
-from egspo.evaluate import validate
+from egspo.evaluation import validate
 from egspo.likelihood import microbatches, score, separate
 from egspo.metrics import Meter, batch_metrics, transcripts
 from egspo.ops import noise

@@ -8,7 +8,7 @@ import pytest
 import runs
 from egspo import registry
 from egspo.config import EvalConfig, SamplerConfig
-from egspo.evaluate import eval_sampler, evaluate, summarise, wilson
+from egspo.evaluation import eval_sampler, evaluate, summarise, wilson
 from egspo.tracking import write_evaluation
 
 SAMPLER = SamplerConfig(max_completion_length=4, block_length=2, diffusion_steps=4)
