@@ -4,9 +4,9 @@
     python benchmarks/seeds.py --task sudoku --seeds 0-4 --jobs 2 --control
 
 Each seed trains its own base and its own policy, one process a run, and is evaluated before and after on the
-same held-out problems with the same greedy sampler. ``--control`` trains on rewards permuted over the batch
-instead. Finished runs are kept, so an interrupted command goes on. Raw runs and the table go to
-``benchmarks/results/``.
+same held-out problems with the same greedy sampler. Problems and split are of another task seed than the
+recipes', which were chosen on theirs. ``--control`` trains on rewards permuted over the batch instead. Finished
+runs are kept, so an interrupted command goes on. Raw runs and the table go to ``benchmarks/results/``.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=["sudoku", "countdown"], default="sudoku")
     parser.add_argument("--seeds", default="0-4", help="FIRST-LAST")
+    parser.add_argument("--task-seed", type=int, default=1, help="seed of the problems and of their split")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--control", action="store_true", help="permute rewards over the batch")
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
@@ -49,18 +50,12 @@ def parse() -> argparse.Namespace:
 def run_seed(options: argparse.Namespace, label: str, seed: int) -> dict:
     """One seed from random weights to both evaluations."""
     base, run = options.runs / f"{options.task}-sft-{seed}", options.runs / f"{label}-{seed}"
-    egspo("sft", f"{options.task}/task", f"{options.task}/sft", f"output_dir={base}", f"seed={seed}")
-    control = ["train.permute_rewards=true"] if options.control else []
+    common = [f"task.seed={options.task_seed}", f"seed={seed}"]
+    egspo("sft", f"{options.task}/task", f"{options.task}/sft", f"output_dir={base}", *common)
     source = f"model.model_name_or_path={base}/model"
-    egspo(
-        "train",
-        f"{options.task}/task",
-        f"{options.task}/rl",
-        source,
-        f"output_dir={run}",
-        f"seed={seed}",
-        *control,
-    )
+    control = ["train.permute_rewards=true"] if options.control else []
+    recipe = [f"{options.task}/task", f"{options.task}/rl"]
+    egspo("train", *recipe, source, f"output_dir={run}", *common, *control)
     for name, model in (("test-before", base), ("test-after", run)):
         if not (run / "eval" / f"{name}.json").is_file():
             egspo("eval", str(model), "--out", str(run / "eval" / f"{name}.json"))
