@@ -482,3 +482,19 @@ def test_shipped_models_answer(name: str):
     assert ended.code == 0
     assert re.search(r"accuracy \d", ended.out)
     assert load_policy(f"tiny:{name}").source == f"tiny:{name}"
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_diverged_run_says_so_and_logs_nothing_that_is_no_number(tmp_path: Path, command: str):
+    # Adam's first step is as long as the rate: 1e30 in every weight.
+    common = [f"output_dir={tmp_path}", "optim.learning_rate=1e30", "optim.max_grad_norm=1e9"]
+    if command == "train":
+        ended = runs.egspo("train", "debug/toy", *common, "train.max_steps=9")
+    else:
+        settings = ["model.init=tiny", "task={name: toy, prompt: compact}", "sft.max_steps=9"]
+        canvas = "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}"
+        ended = runs.egspo("sft", *settings, canvas, *common)
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].startswith("egspo: diverged: ")
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert len(lines.splitlines()) == 1 and "NaN" not in lines

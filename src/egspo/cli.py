@@ -257,6 +257,9 @@ def main() -> None:
             raise
         sys.stderr.write("".join(f"egspo: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
+    except FloatingPointError as error:
+        sys.stderr.write(f"egspo: {error}\n")
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             sys.stderr.write("\negspo: interrupted; the same command goes on from the last checkpoint\n")

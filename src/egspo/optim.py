@@ -3,6 +3,7 @@
 import math
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from egspo.config import OptimConfig
@@ -39,3 +40,22 @@ def learning_rate(config: OptimConfig, update: int, total: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def apply_gradients(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig
+) -> float:
+    """Clip, step and forget the gradients; returns their norm before clipping.
+
+    Raises:
+        FloatingPointError: if the norm is not finite; the weights are then left as they were.
+    """
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"diverged: the gradient's norm is {norm}; lower optim.learning_rate (now {config.learning_rate}) "
+            "and start again, or from an earlier checkpoint"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm

@@ -75,6 +75,9 @@ def rollout(
 
     ``one_step`` also records the greedy one-step completion of every state, at the price of the output layer
     at all masked positions instead of those of the current block.
+
+    Raises:
+        FloatingPointError: if the policy's probabilities are not numbers.
     """
     parts = [
         _denoise(policy, ids, mask, seed, sampler, one_step)
@@ -82,7 +85,13 @@ def rollout(
             prompt_ids.split(batch_size), prompt_mask.split(batch_size), seeds.split(batch_size), strict=True
         )
     ]
-    return _concatenate(parts)
+    trajectory = _concatenate(parts)
+    if not bool(trajectory.token_logp.isfinite().all()):
+        raise FloatingPointError(
+            f"diverged: {policy.source} gives probabilities that are not numbers; train it anew with a lower "
+            "optim.learning_rate, or go back to an earlier checkpoint"
+        )
+    return trajectory
 
 
 @dataclass

@@ -16,7 +16,7 @@ from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs
 from egspo.evaluation import validate
 from egspo.likelihood import score
 from egspo.ops import masking, noise
-from egspo.optim import build_optimizer, learning_rate, set_learning_rate
+from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.rollout import pad_prompts
 from egspo.settings import save_settings
@@ -108,15 +108,11 @@ class SFTTrainer:
         losses = masking.diffusion_loss(scores.token_logp[:, 0], views.scored[:, 0], level)
         loss = losses.sum() / self.config.sft.batch_size
         self.accelerator.backward(loss * self.accelerator.num_processes)
-        norm = self.accelerator.clip_grad_norm_(
-            self.policy.model.parameters(), self.config.optim.max_grad_norm
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
         self.policy.model.eval()
         return {
             "loss/sft": float(self.accelerator.reduce(loss.detach(), "sum")),
-            "optim/grad_norm": float(norm),
+            "optim/grad_norm": norm,
             "optim/learning_rate": rate,
             "time/update": time.monotonic() - started,
             "memory/peak_gb": peak_memory_gb(),

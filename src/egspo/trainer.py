@@ -25,7 +25,7 @@ from egspo.evaluation import validate
 from egspo.likelihood import microbatches, score, separate
 from egspo.metrics import Meter, batch_metrics, transcripts
 from egspo.ops import noise
-from egspo.optim import build_optimizer, learning_rate, set_learning_rate
+from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
 from egspo.rollout import pad_prompts, rollout
@@ -164,12 +164,8 @@ class Trainer:
             with self._synchronised_if(k == rounds - 1):
                 loss = self._loss(chunk, meter if scale else Meter())
                 self.accelerator.backward(loss * scale * self.accelerator.num_processes)
-        norm = self.accelerator.clip_grad_norm_(
-            self.policy.model.parameters(), self.config.optim.max_grad_norm
-        )
-        meter.add("optim/grad_norm", float(norm), 1)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
+        meter.add("optim/grad_norm", norm, 1)
 
     def _loss(self, chunk: Views, meter: Meter) -> torch.Tensor:
         sampler, reference = self.config.sampler, None

@@ -25,7 +25,7 @@ def acting_logp(
 def draw(logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
     """Inverse-CDF sampling: the first token whose cumulative probability exceeds the uniform number.
 
-    A token of probability 0 is never drawn.
+    A token of probability 0 is never drawn. Probabilities that are not numbers give the last token.
     """
     cdf = logp.double().exp().cumsum(-1)
     total = cdf[..., -1:]
@@ -33,7 +33,7 @@ def draw(logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]) 
     point = torch.minimum(
         uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total))
     )
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp(max=logp.shape[-1] - 1)
 
 
 def entropy(logp: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
