@@ -5,8 +5,9 @@
 
 Each seed trains its own base and its own policy, one process a run, and is evaluated before and after on the
 same held-out problems with the same greedy sampler. Problems and split are of another task seed than the
-recipes', which were chosen on theirs. ``--control`` trains on rewards permuted over the batch instead. Finished
-runs are kept, so an interrupted command goes on. Raw runs and the table go to ``benchmarks/results/``.
+recipes', which were chosen on theirs. ``--control`` trains on rewards permuted over the batch instead.
+Finished runs are kept, so an interrupted command goes on. Raw runs and the table go to
+``benchmarks/results/``.
 """
 
 import argparse
