@@ -30,7 +30,7 @@ class Tabular(nn.Module):
 
     def __init__(self, length: int, vocab: int, seed: int = 0, scale: float = 1.5):
         super().__init__()
-        self.config = SimpleNamespace(mask_token_id=MASK)
+        self.config = SimpleNamespace(mask_token_id=MASK, model_type="llada")
         self.length, self.vocab = length, vocab
         generator = torch.Generator().manual_seed(seed)
         shape = (vocab**length, length, vocab)

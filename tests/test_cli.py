@@ -14,7 +14,8 @@ import pytest
 import runs
 from egspo import cli, registry
 from egspo.compose import recipe_folder
-from egspo.policy import load_policy, shipped_models
+from egspo.models.source import shipped_models
+from egspo.policy import load_policy
 from egspo.rollout import generate
 from egspo.trace import write_trace
 
@@ -185,14 +186,15 @@ def test_a_read_only_folder_is_named(tmp_path: Path):
 def test_missing_models_are_named(tmp_path: Path):
     line = refused("eval", str(tmp_path / "no"), "--task", "toy")
     assert line.startswith(
-        f"model.model_name_or_path: cannot read a model configuration at '{tmp_path}/no' ("
+        f"model.model_name_or_path: no folder '{tmp_path}/no'; give a folder with config.json"
     )
     assert line.endswith(", ".join(f"tiny:{name}" for name in shipped_models()))
     line = refused("eval", "tiny:nothing", "--task", "toy")
     assert line.startswith("model.model_name_or_path: no shipped model 'tiny:nothing'")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     line = refused("eval", str(tmp_path), "--task", "toy")
-    assert line == f"model.model_name_or_path: '{tmp_path}' has model type 'bert'; known: llada"
+    known = "known: Dream, llada, and any masked language model of transformers"
+    assert line == f"model.model_name_or_path: '{tmp_path}': model type 'gpt2' is unknown; {known}"
 
 
 # ---- eval ----------------------------------------------------------------------------------------------

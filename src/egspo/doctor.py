@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from egspo import registry
-from egspo.policy import shipped_models
+from egspo.models.source import shipped_models
 
 PACKAGES = (
     "torch",

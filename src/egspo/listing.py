@@ -26,14 +26,19 @@ def tasks() -> Lines:
 
 def models() -> Lines:
     from egspo.models import tiny
-    from egspo.policy import shipped_models
+    from egspo.models.family import families
+    from egspo.models.source import shipped_models
     from egspo.settings import FILE, shipped_settings
 
     for name, shape in tiny.PRESETS.items():
         yield f"init: {name}", f"fresh LLaDA-type model, width {shape['d_model']}, {shape['n_layers']} layers"
     for name in shipped_models():
         yield f"tiny:{name}", str(shipped_settings(name).get("about", {}).get("summary", f"see its {FILE}"))
-    yield "llada", "checkpoints of model type llada: folder or hub name (LLaDA, arXiv 2502.09992)"
+    for name, family in families().items():
+        kinds = ", ".join(family.model_types) if family.cacheable else f"{len(family.model_types)} of them"
+        targets = ", ".join(family.lora_targets)
+        about = f"{family.description}; model type {kinds}; LoRA on {targets} ({family.source})"
+        yield f"family {name}", f"folder or hub name: {about}"
 
 
 def recipes() -> Lines:

@@ -1,24 +1,25 @@
-"""The policy: the one file that knows how a model is loaded, adapted, masked and put beside its reference."""
+"""The policy: the one file that knows how a model is loaded, masked and put beside its reference."""
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from egspo import models, registry
-from egspo.config import ModelConfig
-from egspo.models import tiny
+from egspo.config import ModelConfig, RLRun, parse_section
+from egspo.models import source, tiny
+from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
+from egspo.models.adapters import adapt, adapter_folder
+from egspo.models.family import Family, family_of
+from egspo.models.layers import KVCache
+from egspo.models.tokenizers import load_tokenizer, save_tokenizer
 
-# Ends of a text in the vocabularies of this field; a policy uses those that its tokenizer has.
-END_TOKENS = (tiny.END, "<|eot_id|>", "<|im_end|>")
+FIELD = "model.model_name_or_path"
 
 
 class Policy:
@@ -37,10 +38,16 @@ class Policy:
         """Where the weights came from, for model cards and summaries."""
         self.folder = folder
         """Folder of the weights on this machine, if that is where they came from."""
-        self.mask_token_id = int(unwrap(model).config.mask_token_id)
-        self.end_token_ids = _end_token_ids(tokenizer)
+        config = unwrap(model).config
+        self.family = family_of(config.model_type)
+        self.mask_token_id = _mask_token_id(config, tokenizer, self.family)
+        self.end_token_ids = _end_token_ids(tokenizer, self.family)
         self.suppressed = (self.mask_token_id,)
         """Tokens that are never sampled."""
+        self.max_length = int(getattr(config, self.family.max_length, 0)) or None
+        """Longest sequence, prompt and canvas together, if the model says."""
+        self.autocast: torch.dtype | None = None
+        """What the model computes in, where that is not the dtype of its weights."""
         self._reference: nn.Module | None = None
         self.model.eval()
 
@@ -53,10 +60,31 @@ class Policy:
         input_ids: Int[Tensor, "batch sequence"],
         attention_mask: Bool[Tensor, "batch sequence"] | None = None,
         positions: Int[Tensor, "batch places"] | None = None,
+        cache: KVCache | None = None,
+        window: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch places vocab"]:
-        """Scores of the token at each of ``positions`` (default: all), in float32, or the model's float64."""
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, positions=positions).logits
+        """Scores of the token at each of ``positions`` (default: all), in float32, or the model's float64.
+
+        With ``cache``, a pass without ``window`` fills it, and one with ``window = (start, end)`` computes
+        only that part of the sequence, where all positions must then lie; the rest is as it was cached.
+        """
+        shift = self.family.shift
+        if shift:
+            if positions is None:
+                start, end = window or (0, input_ids.shape[1])
+                positions = torch.arange(start, end, device=input_ids.device).expand(len(input_ids), -1)
+            positions = self._predecessors(positions, attention_mask)
+            window = None if window is None else (max(0, window[0] - shift), window[1])
+        with torch.autocast(self.device.type, self.autocast or torch.bfloat16, self.autocast is not None):
+            logits = self.family.forward(self.model, input_ids, attention_mask, positions, cache, window)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _predecessors(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Where a shifted family scores a position: the one before; the first token scores itself."""
+        if attention_mask is None:
+            return (positions - self.family.shift).clamp(min=0)
+        first = attention_mask.long().argmax(dim=1, keepdim=True)
+        return torch.where(positions > first, positions - self.family.shift, positions)
 
     @contextmanager
     def reference(self) -> Iterator["Policy"]:
@@ -111,7 +139,7 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Weights or adapter in the Hugging Face layout, with the tokenizer."""
         unwrap(self.model).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
 
 def load_policy(
@@ -119,6 +147,7 @@ def load_policy(
     adapter: str | None = None,
     dtype: str = "float32",
     device: str | torch.device | None = None,
+    load_in_4bit: bool = False,
 ) -> Policy:
     """Load a policy from a folder, a hub name or a model shipped with the package (``tiny:NAME``).
 
@@ -128,15 +157,11 @@ def load_policy(
     Raises:
         ValueError: if the model's type is unknown or its files are missing.
     """
-    found = Path(_resolve(str(name)))
-    if adapter is None and (found / "adapter_config.json").is_file():
-        base = json.loads((found / "adapter_config.json").read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
-        name, adapter = base, str(found)
-    return build_policy(
-        ModelConfig(model_name_or_path=str(name), adapter=adapter, dtype=dtype), device=device
-    )
+    folder = source.locate(str(name), FIELD)
+    if adapter is None and (folder / ADAPTER_CONFIG).is_file():
+        name, adapter = _base_of(folder), str(name)
+    values = {"model_name_or_path": str(name), "adapter": adapter, "dtype": dtype}
+    return build_policy(parse_section(RLRun, "model", values | {"load_in_4bit": load_in_4bit}), device=device)
 
 
 def build_policy(
@@ -152,26 +177,18 @@ def build_policy(
             tokenizer = tiny.build_tokenizer(max_number_token)
             model: nn.Module = tiny.build_model(config.init, tokenizer)
         else:
-            model, tokenizer = _load(config.model_name_or_path, config.dtype)
+            model, tokenizer = _load(config)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        model = _adapt(model, config)
+        model = adapt(model, config, family_of(model.config.model_type))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.init is not None:
-        return Policy(model.to(device), tokenizer, f"fresh {config.init}")
-    folder = Path(config.adapter or _resolve(config.model_name_or_path))
-    return Policy(model.to(device), tokenizer, config.model_name_or_path, folder if folder.is_dir() else None)
-
-
-def shipped_models() -> list[str]:
-    """Names of the models in the package, to be used as ``tiny:NAME``."""
-    folder = shipped_folder(".")
-    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-
-
-def shipped_folder(name: str) -> Path:
-    return Path(str(resources.files("egspo") / "models" / "shipped" / name))
+    if not config.load_in_4bit:  # quantised weights are where they belong already
+        model = model.to(device)
+    name = f"fresh {config.init}" if config.init else config.model_name_or_path
+    policy = Policy(model, tokenizer, name, _folder(config))
+    policy.autocast = torch.bfloat16 if config.bf16 else None
+    return policy
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -179,59 +196,69 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if hasattr(model, "module") and not isinstance(model, PreTrainedModel) else model
 
 
-def _load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = str(_resolve(name))
+def read_config(name: str) -> tuple[Path, Family]:
+    """A checkpoint's folder, so far without its weights, and its family.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or its type is unknown.
+    """
+    folder = source.locate(name, FIELD)
+    kind = source.read_json(folder / "config.json", FIELD).get("model_type")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        shipped = ", ".join(f"tiny:{name}" for name in shipped_models())
-        raise ValueError(
-            f"model.model_name_or_path: cannot read a model configuration at {name!r} "
-            f"({_first_line(error)}); give a folder with config.json, a hub name, or one of: {shipped}"
-        ) from None
-    if config.model_type not in models.MODEL_TYPES:
-        raise ValueError(
-            f"model.model_name_or_path: {name!r} has model type {config.model_type!r}"
-            f"{registry.suggest(config.model_type, models.MODEL_TYPES)}"
-        )
-    model = AutoModel.from_pretrained(path, config=config, dtype=dtype, trust_remote_code=False)
-    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return folder, family_of(str(kind))
+    except ValueError as error:
+        raise ValueError(f"{FIELD}: {name!r}: {error}") from None
 
 
-def _resolve(name: str) -> str | Path:
-    """The folder behind a shipped model or a run folder; any other name as it is."""
-    if name.startswith("tiny:"):
-        shipped = name.removeprefix("tiny:")
-        if shipped not in shipped_models():
-            raise ValueError(
-                f"model.model_name_or_path: no shipped model {name!r}"
-                f"{registry.suggest(shipped, shipped_models())}"
-            )
-        return shipped_folder(shipped)
-    inside = Path(name) / "model"
-    return inside if inside.is_dir() else name
+def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = config.model_name_or_path
+    folder, family = read_config(name)
+    tokenizer = load_tokenizer(folder, family.pretokenizer, family.chat_template)
+    folder = source.locate(name, FIELD, (*source.SMALL, *source.WEIGHTS))
+    options = {"quantization_config": _four_bit(), "device_map": {"": 0}} if config.load_in_4bit else {}
+    try:
+        model = family.load(folder, config.dtype, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{FIELD}: cannot load {name!r} ({_first_line(error)})") from None
+    # What an adapter's file will name as its base: the name that was asked for, not where it was found.
+    model.name_or_path = name
+    return model, tokenizer
 
 
-def _adapt(model: nn.Module, config: ModelConfig) -> nn.Module:
-    if config.adapter is not None:
-        return PeftModel.from_pretrained(model, config.adapter, is_trainable=True)
-    if not config.use_peft:
-        return model
-    names = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    for target in config.lora_target_modules:
-        if target not in names:
-            known = ", ".join(sorted(names))
-            raise ValueError(f"model.lora_target_modules: {target!r} matches nothing; the model has {known}")
-    lora = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules,
-        bias="none",
+def _four_bit():
+    """NF4 with double quantisation, computing in bfloat16 (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return get_peft_model(model, lora)
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    """Where the trained settings beside the weights are to be looked for."""
+    if config.adapter is not None:
+        return adapter_folder(config.adapter)
+    return None if config.init else source.locate(config.model_name_or_path, FIELD)
+
+
+def _base_of(folder: Path) -> str:
+    """The base model that an adapter's file names.
+
+    Raises:
+        ValueError: if that is not to be found here.
+    """
+    base = source.read_json(folder / ADAPTER_CONFIG, "model.adapter").get("base_model_name_or_path")
+    try:
+        source.locate(str(base), FIELD)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds an adapter of {base!r}, which cannot be found; give the base as the model and "
+            f"this folder by --adapter ({_first_line(error)})"
+        ) from None
+    return str(base)
 
 
 def _find_peft(model: nn.Module) -> PeftModel | None:
@@ -239,10 +266,31 @@ def _find_peft(model: nn.Module) -> PeftModel | None:
     return inner if isinstance(inner, PeftModel) else None
 
 
-def _end_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _mask_token_id(config, tokenizer: PreTrainedTokenizerBase, family: Family) -> int:
     vocabulary = tokenizer.get_vocab()
-    named = [tokenizer.eos_token_id, *(vocabulary[token] for token in END_TOKENS if token in vocabulary)]
-    return tuple(dict.fromkeys(int(token) for token in named if token is not None))
+    candidates = (
+        getattr(config, "mask_token_id", None),
+        tokenizer.mask_token_id,
+        vocabulary.get(family.mask_token),
+    )
+    found = next((number for number in candidates if number is not None), None)
+    if found is None:
+        raise ValueError(f"{FIELD}: no mask token in config.json or the tokenizer; add mask_token_id there")
+    return int(found)
+
+
+def _end_token_ids(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[int, ...]:
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[token] for token in family.end_tokens if token in vocabulary]
+    ends = [tokenizer.eos_token_id, *named]
+    if not any(token is not None for token in ends):
+        ends = [tokenizer.sep_token_id]
+    found = tuple(dict.fromkeys(int(token) for token in ends if token is not None))
+    if not found:
+        raise ValueError(
+            f"{FIELD}: the tokenizer names no end of text; add eos_token to tokenizer_config.json"
+        )
+    return found
 
 
 def _first_line(error: Exception) -> str:

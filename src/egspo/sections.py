@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from egspo.ops.reveal import Remasking
@@ -33,21 +34,19 @@ class ModelConfig(Section):
     )
     model_name_or_path: str | None = Field(None, description="folder, hub name, or shipped model (tiny:NAME)")
     adapter: str | None = Field(None, description="folder of a PEFT adapter to put on the model")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32", description="of the weights; auto: as they are stored"
+    )
+    bf16: bool = Field(False, description="compute in bfloat16 whatever the weights are (autocast)")
+    load_in_4bit: bool = Field(False, description="NF4 weights by bitsandbytes; needs CUDA")
     gradient_checkpointing: bool = False
     use_peft: bool = Field(False, description="train a LoRA adapter instead of the weights")
     lora_r: int = Field(16, ge=1)
     lora_alpha: float = Field(32, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    lora_target_modules: list[str] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "attn_out",
-        "ff_proj",
-        "up_proj",
-        "ff_out",
-    ]
+    lora_target_modules: list[str] | None = Field(
+        None, description="default: all linear layers of a block (egspo list models)"
+    )
 
     def problems(self) -> list[str]:
         if (self.init is None) == (self.model_name_or_path is None):
@@ -57,6 +56,17 @@ class ModelConfig(Section):
             return [
                 f"init: {self.init!r} with an adapter trains nothing but noise; drop use_peft and adapter"
             ]
+        return self._quantisation()
+
+    def _quantisation(self) -> list[str]:
+        if not self.load_in_4bit:
+            return []
+        if self.init:
+            return [f"load_in_4bit: True with init {self.init!r}; only a saved model can be quantised"]
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return ["load_in_4bit: True needs bitsandbytes; pip install 'egspo[quantization]'"]
+        if not torch.cuda.is_available():
+            return ["load_in_4bit: True needs a CUDA device, and there is none; use dtype bfloat16 instead"]
         return []
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from egspo import registry
 from egspo.compose import merge, parse_override
 from egspo.config import RLRun, SamplerConfig, parse_section
-from egspo.policy import Policy, shipped_folder
+from egspo.models.source import shipped_folder
+from egspo.policy import Policy
 from egspo.tasks.base import Task
 
 FILE = "egspo.json"

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModel
 
 from egspo.models.llada import LLaDAConfig, LLaDAModelLM
 
@@ -171,7 +170,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(positions):
 def test_saved_and_loaded(tmp_path):
     model = make_model(n_kv_heads=1, embedding_size=16)
     model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
+    loaded = LLaDAModelLM.from_pretrained(tmp_path)
     assert isinstance(loaded, LLaDAModelLM)
     assert {k: v for k, v in loaded.config.to_dict().items() if k in SHAPE} == SHAPE
     assert (

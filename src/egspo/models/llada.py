@@ -4,13 +4,12 @@ A bidirectional pre-norm transformer: RMSNorm, rotary positions, SwiGLU, no bias
 configuration (``GSAI-ML/LLaDA-8B-Instruct``) so that its checkpoints load as they are.
 """
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput
+from torch import nn
+from transformers import PretrainedConfig
+
+from egspo.models.bidirectional import BidirectionalLM
+from egspo.models.family import Family
+from egspo.models.layers import Block, Parts, RMSNorm
 
 # What the published configuration can ask for and this class computes; anything else is refused.
 _FIXED = {
@@ -78,57 +77,12 @@ class LLaDAConfig(PretrainedConfig):
         )
 
 
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight``, the statistics in float32 at least."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batch size"]:
-        return F.rms_norm(at_least_float32(x), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
-
-
-def rotary_angles(
-    position_ids: Int[Tensor, "batch sequence"], head_size: int, theta: float
-) -> tuple[Float[Tensor, "batch 1 sequence head"], Float[Tensor, "batch 1 sequence head"]]:
-    """Cosines and sines in float32; the two halves of a head share their frequencies."""
-    frequencies = theta ** (
-        -torch.arange(0, head_size, 2, device=position_ids.device, dtype=torch.float32) / head_size
-    )
-    angles = position_ids[:, None, :, None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in float32 at least (RoFormer, arXiv 2104.09864), half-split layout."""
-    wide = at_least_float32(x)
-    left, right = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened; float64, in which exactness is tested, left alone."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def at(x: Tensor, positions: Int[Tensor, "batch places"]) -> Tensor:
-    """Rows of the sequence axis, which is the last but one."""
-    index = positions.view(len(positions), *[1] * (x.ndim - 3), -1, 1)
-    return x.expand(len(positions), *x.shape[1:]).gather(
-        -2, index.expand(-1, *x.shape[1:-2], -1, x.shape[-1])
-    )
-
-
-class LLaDABlock(nn.Module):
-    """Attention and SwiGLU, each on a normed copy of the residual stream."""
+class LLaDABlock(Block):
+    """A block under LLaDA's names."""
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
         d = config.d_model
-        self.n_heads = config.n_heads
         self.head_size = d // config.n_heads
         kv_size = config.n_kv_heads * self.head_size
         self.attn_norm = RMSNorm(d, config.rms_norm_eps)
@@ -141,29 +95,9 @@ class LLaDABlock(nn.Module):
         self.up_proj = nn.Linear(d, config.mlp_hidden_size, bias=False)
         self.ff_out = nn.Linear(config.mlp_hidden_size, d, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, positions: Tensor | None = None
-    ) -> Tensor:
-        """Residual stream after the block; only at ``positions`` if given (they still attend to all)."""
-        h = self.attn_norm(x)
-        k = rotate(self._heads(self.k_proj(h)), cos, sin)
-        v = self._heads(self.v_proj(h))
-        if positions is not None:
-            x, h, cos, sin = at(x, positions), at(h, positions), at(cos, positions), at(sin, positions)
-        q = rotate(self._heads(self.q_proj(h)), cos, sin)
-        x = x + self._attend(q, k, v, mask)
-        h = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if k.shape[1] != q.shape[1]:
-            repeats = self.n_heads // k.shape[1]
-            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.attn_out(out.transpose(1, 2).flatten(2))
+    def parts(self) -> Parts:
+        attention = (self.attn_norm, self.q_proj, self.k_proj, self.v_proj, self.attn_out)
+        return Parts(*attention, self.ff_norm, self.ff_proj, self.up_proj, self.ff_out)
 
 
 class LLaDAModel(nn.Module):
@@ -181,78 +115,49 @@ class LLaDAModel(nn.Module):
         )
 
 
-class LLaDAModelLM(PreTrainedModel):
-    """Bidirectional language model whose logits are computed only at the positions asked for."""
+class LLaDAModelLM(BidirectionalLM):
+    """LLaDA with its output layer."""
 
     config_class = LLaDAConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _no_split_modules = ("LLaDABlock",)
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
         self.model = LLaDAModel(config)
-        self.gradient_checkpointing = False
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.init_std)
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.transformer.blocks
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.model.transformer.ln_f
+
+    @property
+    def rope_theta(self) -> float:
+        return self.config.rope_theta
+
+    def get_input_embeddings(self) -> nn.Module:
         return self.model.transformer.wte
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.transformer.wte = value
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Module:
         return self.model.transformer.ff_out
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **_) -> None:
-        """Works in eval mode too, where RL trains so that dropout cannot part the update from the rollout."""
-        self.gradient_checkpointing = enable
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self._set_gradient_checkpointing(True)
-
-    def gradient_checkpointing_disable(self) -> None:
-        self._set_gradient_checkpointing(False)
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch sequence"],
-        attention_mask: Bool[Tensor, "batch sequence"] | None = None,
-        positions: Int[Tensor, "batch places"] | None = None,
-        **_,
-    ) -> MaskedLMOutput:
-        """Logits at ``positions`` (default: all), ``[batch, places, vocab_size]``.
-
-        Positions are counted over attended tokens only, so padding on either side changes nothing.
-        """
-        position_ids, bias = _positions_and_mask(input_ids, attention_mask)
-        parts = self.model.transformer
-        x = parts["wte"](input_ids)
-        cos, sin = rotary_angles(
-            position_ids, self.config.d_model // self.config.n_heads, self.config.rope_theta
-        )
-        *body, last = parts["blocks"]
-        for block in body:
-            x = self._run(block, x, cos, sin, bias)
-        x = self._run(last, x, cos, sin, bias, positions)
-        return MaskedLMOutput(logits=parts["ff_out"](parts["ln_f"](x))[..., : self.config.vocab_size])
-
-    def _run(self, block: LLaDABlock, *inputs: Tensor | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-
-def _positions_and_mask(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if attention_mask is None or bool(attention_mask.all()):
-        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids), None
-    attended = attention_mask.bool()
-    position_ids = (attended.long().cumsum(1) - 1).clamp(min=0)
-    return position_ids, attended[:, None, None, :]
+FAMILY = Family(
+    name="llada",
+    description="LLaDA-8B Base, Instruct and 1.5, and the tiny presets",
+    source="arXiv 2502.09992",
+    model_types=(LLaDAConfig.model_type,),
+    config_class=LLaDAConfig,
+    model_class=LLaDAModelLM,
+    lora_targets=("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+    head="transformer.ff_out",
+    max_length="max_sequence_length",
+    mask_token="<|mdm_mask|>",
+    end_tokens=("<|endoftext|>", "<|eot_id|>"),
+)

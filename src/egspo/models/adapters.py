@@ -1,0 +1,69 @@
+"""LoRA adapters in PEFT's layout: put a fresh one on a model, or a saved one."""
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from egspo.models.family import Family
+from egspo.models.source import locate
+from egspo.sections import ModelConfig
+
+CONFIG = "adapter_config.json"
+FILES = ("adapter_*", "README.md")
+ALL_LINEAR = "all-linear"
+
+
+def adapt(model: nn.Module, config: ModelConfig, family: Family) -> nn.Module:
+    """The model with the adapter that a configuration asks for, if any.
+
+    Raises:
+        ValueError: if a target matches nothing, or the saved adapter does not fit.
+    """
+    if config.adapter is not None:
+        return _saved(model, config.adapter)
+    return _fresh(model, config, family) if config.use_peft else model
+
+
+def adapter_folder(name: str) -> Path:
+    """Where an adapter is: a folder, a run folder, or (a folder of) a hub repository.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = locate(name, "model.adapter", FILES)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"model.adapter: {folder} has no {CONFIG}; give the folder of a PEFT adapter")
+    return folder
+
+
+def _saved(model: nn.Module, name: str) -> PeftModel:
+    folder = adapter_folder(name)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        # A task type would only add a generation interface that a diffusion model has no use for.
+        config.task_type = None
+        return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=True)
+    except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise ValueError(f"model.adapter: {name!r} does not fit the model ({line})") from None
+
+
+def _fresh(model: nn.Module, config: ModelConfig, family: Family) -> PeftModel:
+    targets = list(config.lora_target_modules or family.lora_targets)
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    for target in targets:
+        if target not in names and targets != [ALL_LINEAR]:
+            known = ", ".join(sorted(names))
+            raise ValueError(f"model.lora_target_modules: {target!r} matches nothing; the model has {known}")
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        exclude_modules=[family.head] if family.head else None,
+        bias="none",
+    )
+    return get_peft_model(model, lora)

@@ -1,0 +1,91 @@
+"""The masked diffusion transformer that the native families share; they differ in names and a few biases."""
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from egspo.models.layers import Block, KVCache, RMSNorm, positions_and_mask, rotary_angles
+
+Window = tuple[int, int]
+"""Start and end of the part of the sequence that a pass with a filled cache computes."""
+
+
+class BidirectionalLM(PreTrainedModel):
+    """Bidirectional language model whose logits are computed only at the positions asked for.
+
+    A family's subclass builds its modules under their published names and says below which is which.
+    """
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gradient_checkpointing = False
+
+    @property
+    @abstractmethod
+    def blocks(self) -> nn.ModuleList:
+        """Transformer blocks (`egspo.models.layers.Block`) in order."""
+
+    @property
+    @abstractmethod
+    def final_norm(self) -> nn.Module: ...
+
+    @property
+    @abstractmethod
+    def rope_theta(self) -> float: ...
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Works in eval mode too, where RL trains so that dropout cannot part the update from the rollout."""
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Bool[Tensor, "batch sequence"] | None = None,
+        positions: Int[Tensor, "batch places"] | None = None,
+        cache: KVCache | None = None,
+        window: Window | None = None,
+        **_,
+    ) -> MaskedLMOutput:
+        """Logits at ``positions`` (default: all of the window), ``[batch, places, vocab_size]``.
+
+        Padding on either side changes nothing. With ``cache``, a pass without ``window`` fills it, and one
+        with ``window = (start, end)`` computes that part of the sequence alone, against the cached rest.
+        """
+        start, end = window or (0, input_ids.shape[1])
+        position_ids, mask = positions_and_mask(attention_mask, input_ids)
+        x = self.get_input_embeddings()(input_ids[:, start:end])
+        angles = rotary_angles(position_ids[:, start:end], self.blocks[0].head_size, self.rope_theta)
+        if cache is not None and window is None:
+            cache.start_over()
+        last = len(self.blocks) - 1
+        asked = None if positions is None else positions - start
+        for layer, block in enumerate(self.blocks):
+            wanted = asked if layer == last else None
+            x = self._run(block, x, angles, mask, wanted, cache, layer, start)
+        logits = self.get_output_embeddings()(self.final_norm(x))
+        return MaskedLMOutput(logits=logits[..., : self.config.vocab_size])
+
+    def _run(self, block: Block, *inputs) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
