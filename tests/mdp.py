@@ -256,6 +256,7 @@ class World:
             one_step=torch.tensor([[self.greedy(c) for c in path.canvases] for path in self.paths]),
             completion_mask=written,
             last_step=torch.where(written, reveal_step, 0).amax(1),
+            steps_taken=torch.full((count,), steps),
             seeds=torch.arange(count),
             mask_token_id=MASK,
             block_length=self.sampler.block_length,

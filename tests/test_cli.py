@@ -351,6 +351,7 @@ def test_a_trace_of_any_text_refers_to_nothing_outside(tiny_policy, tmp_path: Pa
     """A random model writes every character there is, markup among them."""
     policy = tiny_policy()
     settings = {"max_completion_length": 256, "block_length": 64, "diffusion_steps": 32, "temperature": 2.0}
+    settings |= {"early_stop": False}
     out = generate(policy, ["12"], seed=1, **settings)
     text = policy.tokenizer.decode(out.trajectory.final[0].tolist())
     assert set("<>&'\"") <= set(text)

@@ -30,7 +30,7 @@ def make_policy(build, dtype=torch.float64):
 
 def make_sampler(**settings):
     plain = {"max_completion_length": 6, "diffusion_steps": 4, "block_length": 6, "temperature": 0.9}
-    return SamplerConfig(**(plain | settings))
+    return SamplerConfig(**(plain | {"early_stop": False} | settings))
 
 
 def both_rollouts(policy, sampler):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import runs
 from egspo.config import BaseRun
+from egspo.sharing import Sharing
 
 TOLERANCE = 1e-5
 # Adam divides a gradient by its own size: with a small epsilon it makes whole steps out of rounding.
@@ -155,11 +156,10 @@ def test_a_rank_without_an_active_sample_waits_for_the_other(both: dict[str, Pat
     assert all(row["optim/grad_norm"] is None for row in nobody)
 
 
-def test_groups_that_do_not_share_out_are_refused_by_name(tmp_path: Path, monkeypatch):
-    trainer = runs.trainer(tmp_path, "train.prompts_per_step=6", "train.updates_per_rollout=3")
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 4)
+def test_groups_that_do_not_share_out_are_refused_by_name(tmp_path: Path):
+    config = runs.rl_config(tmp_path, "train.prompts_per_step=6", "train.updates_per_rollout=3")
     message = (
         "^train.prompts_per_step: 6 groups do not share out over 4 ranks and 3 updates; use a multiple of 12$"
     )
     with pytest.raises(ValueError, match=message):
-        trainer._check_ranks()
+        Sharing(config.train, 4)

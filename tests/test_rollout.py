@@ -18,6 +18,7 @@ PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54], [60], [70, 71]]
 
 def make_sampler(**settings):
     plain = {"max_completion_length": 8, "diffusion_steps": 6, "block_length": 4, "temperature": 0.9}
+    plain |= {"early_stop": False}
     return SamplerConfig(**(plain | settings))
 
 

@@ -83,7 +83,8 @@ def assert_same_curve(left: list[dict], right: list[dict], tolerance: float = 1e
     assert [row.keys() for row in left] == [row.keys() for row in right]
     for one, other in zip(left, right, strict=True):
         for key, value in one.items():
-            assert value == pytest.approx(other[key], rel=tolerance, abs=tolerance), key
+            wanted = None if value is None else pytest.approx(value, rel=tolerance, abs=tolerance)
+            assert other[key] == wanted, key
 
 
 def assert_same_weights(left: Policy, right: Policy, tolerance: float) -> None:
@@ -320,7 +321,7 @@ def test_the_reference_stays_the_policy_before_training(base: Path, tmp_path: Pa
 def test_permuted_rewards_are_the_same_rewards_elsewhere(base: Path, tmp_path: Path):
     trainer = runs.trainer(tmp_path, *runs.from_base(base))
     rewards = trainer.collect(1, Meter()).scored.rewards
-    shuffled, later = trainer._permuted(rewards, 1), trainer._permuted(rewards, 2)
+    shuffled, later = (trainer.sharing.permuted(rewards, 0, step) for step in (1, 2))
     assert torch.equal(shuffled.final.sort().values, rewards.final.sort().values)
     assert not torch.equal(shuffled.final, rewards.final)
     assert not torch.equal(shuffled.final, later.final)

@@ -24,6 +24,7 @@ def make_trajectory():
         one_step=None,
         completion_mask=torch.tensor([[True, True, True, False]]),
         last_step=torch.tensor([1]),
+        steps_taken=torch.tensor([3]),
         seeds=torch.tensor([0]),
         mask_token_id=MASK,
         block_length=4,

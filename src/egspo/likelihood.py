@@ -1,16 +1,19 @@
 """Evaluate a policy on canvases: guided logits for the sampler, log-probabilities for the objectives."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from egspo.config import SamplerConfig
+from egspo.objectives.base import step_views
+from egspo.ops.importance import truncated_weights
 from egspo.ops.logprobs import acting_logp, exact_kl, gather_logp, plackett_luce_logp
 from egspo.ops.reveal import choice_logits
 from egspo.policy import Policy
-from egspo.types import Scores, Views
+from egspo.types import Scores, Steps, Trajectory, Views
 
 
 def guided_logits(
@@ -46,7 +49,7 @@ def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: b
     scored, targets = views.scored[used], views.targets[row]
     order = None if views.order is None else views.order[used]
     asked = scored if order is None else scored | (order > -2)
-    positions, valid = _pack(asked)
+    positions, valid = pack(asked)
     offset = inputs.shape[1] - length
 
     def acting(who: Policy) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,52 @@ def score_in_microbatches(
     )
 
 
+@dataclass(frozen=True)
+class Correction:
+    """A trajectory with the policy's own log-probabilities at some steps, and how far these were off."""
+
+    trajectory: Trajectory
+    log_weight: Float[Tensor, "batch chosen"]
+    """``log pi(a_t | s_t) - log mu(a_t | s_t)`` of each step, before truncation; 0 where there is none."""
+
+
+def correct(
+    policy: Policy,
+    trajectory: Trajectory,
+    steps: Steps,
+    sampler: SamplerConfig,
+    cap: float,
+    microbatch_size: int,
+) -> Correction:
+    """Score steps that a cached rollout sampled from mu under the policy pi itself, and weigh them.
+
+    In the returned trajectory the steps' log-probabilities are those of pi, so that a ratio taken against
+    them is one of policies, and ``importance`` is ``min(pi / mu, cap)`` of the step's action. Each weight
+    speaks of its own step: that the state was reached by other actions than pi's is not corrected
+    (docs/method.md).
+    """
+    views = step_views(trajectory, steps, torch.zeros_like(trajectory.entropy))
+    scores = score_in_microbatches(policy, views, sampler, microbatch_size)
+    old = views.old_token_logp.sum(-1) + views.old_position_logp
+    log_weight = (scores.view_logp - old) * steps.mask
+    scored = views.scored.any(1)
+    token_logp = torch.where(scored, scores.token_logp.sum(1).to(old.dtype), trajectory.token_logp)
+    importance = _at_steps(torch.ones_like(trajectory.entropy), steps, truncated_weights(log_weight, cap))
+    position_logp = trajectory.position_logp
+    if views.order is not None:
+        position_logp = _at_steps(position_logp, steps, scores.position_logp)
+    exact = {"token_logp": token_logp, "position_logp": position_logp, "importance": importance}
+    return Correction(replace(trajectory, **exact), log_weight)
+
+
+def _at_steps(values: Tensor, steps: Steps, new: Tensor) -> Float[Tensor, "batch steps"]:
+    """Values of all steps with those of some replaced."""
+    spare = torch.cat([values, values[:, :1]], dim=1)
+    # What is masked out points at step 0, which may have been chosen too: it goes to a column of its own.
+    index = steps.index.masked_fill(~steps.mask, values.shape[1])
+    return spare.scatter(1, index, new.to(values.dtype))[:, :-1]
+
+
 def microbatches(views: Views, microbatch_size: int) -> Iterator[Views]:
     """Slices of at most ``microbatch_size`` canvases; a sample's views stay together."""
     rows = max(1, microbatch_size // views.scored.shape[1])
@@ -113,7 +162,7 @@ def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
     )
 
 
-def _pack(
+def pack(
     asked: Bool[Tensor, "rows length"],
 ) -> tuple[Int[Tensor, "rows places"], Bool[Tensor, "rows places"]]:
     """Positions asked for, packed to the left, and which of the places are real."""

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from egspo.ops.importance import effective_sample_size
 from egspo.rewards import Scored
 from egspo.types import Prompt, Rewards, Steps, Trajectory
 
@@ -18,20 +19,27 @@ ALWAYS = (
     "optim/learning_rate",
     "update/canvases",
     "steps/skipped_samples_fraction",
+    "rollout/importance_mean",
+    "rollout/importance_max",
+    "rollout/effective_sample_size",
     *TIMES,
 )
 
 
 class Meter:
-    """Sums and counts by key. A count of 0 makes a total instead of a mean."""
+    """Sums and counts by key. A count of 0 makes a total instead of a mean. Peaks beside them."""
 
     def __init__(self):
         self._sums: dict[str, list[float]] = {}
+        self._peaks: dict[str, float] = {}
 
     def add(self, key: str, total: int | float, count: int | float) -> None:
         entry = self._sums.setdefault(key, [0.0, 0.0])
         entry[0] += total
         entry[1] += count
+
+    def peak(self, key: str, value: float) -> None:
+        self._peaks[key] = max(value, self._peaks.get(key, value))
 
     def merge(self, metrics: Mapping[str, tuple[float, float]]) -> None:
         for key, (total, count) in metrics.items():
@@ -49,16 +57,33 @@ class Meter:
         if accelerator.num_processes == 1:
             return self
         joined = Meter()
-        for sums in gather_object([self._sums]):
+        for sums, peaks in gather_object([(self._sums, self._peaks)]):
             joined.merge({key: (total, count) for key, (total, count) in sums.items()})
+            for key, value in peaks.items():
+                joined.peak(key, value)
         return joined
 
     def result(self, keys: Sequence[str]) -> dict[str, float | None]:
         """Means (or totals) by key; None for a key of which nothing was seen in this iteration."""
         values: dict[str, float | None] = {key: None for key in (*ALWAYS, *keys)}
         values |= {key: total / count if count else total for key, (total, count) in self._sums.items()}
+        values |= self._peaks
+        square = values.pop("rollout/importance_square", None)
+        if square is not None:
+            mean = values["rollout/importance_mean"]
+            values["rollout/effective_sample_size"] = effective_sample_size(mean, square)
         spread = values.pop("reward/square") - values["reward/mean"] ** 2
         return values | {"reward/std": max(0.0, spread) ** 0.5}
+
+
+def importance_metrics(meter: Meter, log_weight: torch.Tensor) -> None:
+    """Weights of steps that were sampled from another distribution than the policy, before truncation."""
+    if not len(log_weight):
+        return
+    weight = log_weight.double().exp()
+    _mean(meter, "rollout/importance_mean", weight)
+    _mean(meter, "rollout/importance_square", weight.square())
+    meter.peak("rollout/importance_max", float(weight.max()))
 
 
 def batch_metrics(
@@ -77,6 +102,7 @@ def batch_metrics(
     _mean(meter, "rollout/entropy_selected", chosen[steps.mask])
     _mean(meter, "rollout/entropy_all", trajectory.entropy[trajectory.informative])
     _mean(meter, "rollout/last_step", trajectory.last_step.double())
+    _mean(meter, "rollout/steps_taken", trajectory.steps_taken.double())
     meter.add("rollout/tokens", float(trajectory.completion_mask.sum()), 0)
     _mean(meter, "rollout/completion_length", trajectory.completion_mask.sum(1).double())
     _mean(meter, "steps/selected_mean_index", steps.index[steps.mask].double())

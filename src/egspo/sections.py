@@ -80,8 +80,42 @@ class SamplerConfig(Section):
     remasking: Remasking = "low_confidence"
     position_temperature: float = Field(0.1, gt=0, description="of plackett_luce position choices")
     cfg_scale: float = Field(0.0, ge=0, description="classifier-free guidance; doubles every forward pass")
+    cache: Literal["none", "prefix", "dual"] = Field(
+        "none",
+        description="keep keys and values within a block: of what is before it; dual: also of what follows",
+    )
+    cache_refresh_steps: int | None = Field(
+        None, ge=1, description="steps between whole passes within a block; default: at its start only"
+    )
+    confidence_threshold: float | None = Field(
+        None, gt=0, lt=1, description="also reveal, in the same step, whatever is more probable than this"
+    )
+    early_stop: bool = Field(
+        True, description="stop a completion once all before its first end token is revealed"
+    )
 
     def problems(self) -> list[str]:
+        return self._lengths() + self._shortcuts()
+
+    def _shortcuts(self) -> list[str]:
+        found = []
+        if self.cache != "none" and self.cfg_scale:
+            found.append(
+                f"cache: {self.cache!r} with cfg_scale {self.cfg_scale}; guided passes are not cached, "
+                "use none"
+            )
+        if self.cache == "none" and self.cache_refresh_steps is not None:
+            found.append(
+                f"cache_refresh_steps: {self.cache_refresh_steps} without a cache; set cache=prefix or dual"
+            )
+        if self.confidence_threshold is not None and self.remasking not in ("low_confidence", "top_prob"):
+            found.append(
+                f"confidence_threshold: {self.confidence_threshold} with remasking {self.remasking!r}, which "
+                "does not go by confidence; use low_confidence or top_prob"
+            )
+        return found
+
+    def _lengths(self) -> list[str]:
         length, block, steps = self.max_completion_length, self.block_length, self.diffusion_steps
         found, blocks = [], max(1, length // block)
         if length % block:
@@ -131,6 +165,9 @@ class TrainConfig(Section):
         256, ge=1, description="canvases per forward pass of an update; changes no gradient"
     )
     rollout_batch_size: int = Field(256, ge=1, description="completions per forward pass of a rollout")
+    importance_cap: float = Field(
+        2.0, ge=1, description="truncation of the ratio of policy to cached sampler, by which a step weighs"
+    )
     max_prompt_length: int = Field(1024, ge=1, description="tokens; a longer prompt is skipped and counted")
     save_steps: int = Field(100, ge=0, description="iterations between checkpoints; 0: none but the last")
     save_total_limit: int = Field(2, ge=1)

@@ -7,7 +7,7 @@ microbatch size nor the number of ranks changes a gradient.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,20 +22,25 @@ from egspo.checkpoint import Checkpoints
 from egspo.config import RLRun
 from egspo.data import encode_problems
 from egspo.evaluation import validate
-from egspo.likelihood import microbatches, score, separate
-from egspo.metrics import Meter, batch_metrics, transcripts
+from egspo.likelihood import correct, microbatches, score, separate
+from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
-from egspo.rollout import pad_prompts, rollout
+from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.settings import save_settings
+from egspo.sharing import Sharing
 from egspo.tasks.base import Task
 from egspo.tracking import Mirror, RunFolder, Screen, peak_memory_gb, start_accelerator
 from egspo.types import Prompt, Rewards, Steps, Trajectory, Views, map_tensors
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
 """Called after each iteration with the trainer and the iteration's metrics."""
+
+
+LOW_SAMPLE_SIZE = 0.9
+"""Effective share of the samples below which a cached sampler is too far from the policy."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,11 @@ class Trainer:
         self.folder = RunFolder(config.output_dir, self.accelerator)
         self.mirror = Mirror(self.accelerator, config.tracking)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", config.train.save_total_limit)
-        self._check_ranks()
+        self.sharing = Sharing(config.train, self.accelerator.num_processes)
         self.problems = encode_problems(
             policy, task.load("train"), config.train.max_prompt_length, "train.max_prompt_length"
         )
+        check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
         policy.model.to(self.accelerator.device)
         if config.objective.beta:
             policy.freeze_reference()
@@ -132,17 +138,21 @@ class Trainer:
             scored = score_batch(self.scorer, self.policy, trajectory, prompts, candidates, generations)
             everyone = self._gather(scored.rewards)
             if self.config.train.permute_rewards:
-                everyone = self._permuted(everyone, step)
-            advantages = self._own(self.objective.advantages(everyone))
+                everyone = self.sharing.permuted(everyone, self.config.seed, step)
+            rank = self.accelerator.process_index
+            advantages = self.sharing.own(self.objective.advantages(everyone), rank)
         steps = self.objective.select(trajectory, advantages)
+        if trajectory.cache != "none":
+            with meter.timed("time/rollout"):
+                trajectory = self._corrected(trajectory, steps, advantages, meter)
         return Batch(prompts, trajectory, scored, advantages, steps)
 
     def update(self, batch: Batch, meter: Meter) -> None:
         """All optimizer steps on one rollout batch."""
         with meter.timed("time/update"):
             for iteration in range(self.config.train.num_iterations):
-                for trajectory, steps, advantages in self._shares(batch):
-                    views = self.objective.views(trajectory, steps, advantages, iteration)
+                for share in self.sharing.updates(batch.trajectory, batch.steps, batch.advantages):
+                    views = self.objective.views(*share, iteration)
                     self._optimizer_step(views, meter)
 
     def _optimizer_step(self, views: Views, meter: Meter) -> None:
@@ -184,53 +194,24 @@ class Trainer:
         train, rank = self.config.train, self.accelerator.process_index
         num = train.prompts_per_step
         order = self.problems.order(self.config.seed, (step - 1) * num, num)
-        index = [order[place] for place in self._places(rank) for _ in range(train.num_generations)]
-        seeds = noise.sample_seeds(self.config.seed, step, self._samples(rank)).to(self.policy.device)
+        index = [order[place] for place in self.sharing.prompts(rank) for _ in range(train.num_generations)]
+        seeds = noise.sample_seeds(self.config.seed, step, self.sharing.samples(rank)).to(self.policy.device)
         prompt_ids, prompt_mask = pad_prompts(self.policy, [self.problems.encoded[i] for i in index])
         one_step, size = self.objective.wants_step_values, train.rollout_batch_size
         trajectory = rollout(self.policy, prompt_ids, prompt_mask, seeds, self.config.sampler, one_step, size)
         return [self.problems.prompts[i] for i in index], trajectory
 
-    def _places(self, rank: int) -> list[int]:
-        """Places in the global batch of a rank's prompts: each update's groups are spread over the ranks."""
-        num, world = self.config.train.prompts_per_step, self.accelerator.num_processes
-        share = num // (self._sample_shares * world)
-        starts = range(rank * share, num, share * world)
-        return [place for start in starts for place in range(start, start + share)]
-
-    def _samples(self, rank: int) -> torch.Tensor:
-        """Numbers in the global batch of a rank's completions."""
-        generations = self.config.train.num_generations
-        return (torch.tensor(self._places(rank))[:, None] * generations + torch.arange(generations)).flatten()
-
-    def _shares(self, batch: Batch) -> Iterator[tuple[Trajectory, Steps, torch.Tensor]]:
-        """What each update of a pass trains on: some of the groups, or some of the selected steps of all."""
-        updates = self.config.train.updates_per_rollout
-        if self.config.train.update_split == "samples":
-            rows = len(batch.prompts) // updates
-            for start in range(0, len(batch.prompts), rows):
-                part = slice(start, start + rows)
-                steps = map_tensors(batch.steps, lambda t, part=part: t[part])
-                yield batch.trajectory[part], steps, batch.advantages[part]
-        else:
-            chosen = batch.steps
-            for index, mask in zip(
-                chosen.index.chunk(updates, 1), chosen.mask.chunk(updates, 1), strict=True
-            ):
-                yield batch.trajectory, Steps(index, mask), batch.advantages
-
-    @property
-    def _sample_shares(self) -> int:
-        return self.config.train.updates_per_rollout if self.config.train.update_split == "samples" else 1
-
-    def _check_ranks(self) -> None:
-        num, world = self.config.train.prompts_per_step, self.accelerator.num_processes
-        if num % (world * self._sample_shares):
-            unit = world * self._sample_shares
-            raise ValueError(
-                f"train.prompts_per_step: {num} groups do not share out over {world} ranks and "
-                f"{self._sample_shares} updates; use a multiple of {unit}"
-            )
+    def _corrected(
+        self, trajectory: Trajectory, steps: Steps, advantages: torch.Tensor, meter: Meter
+    ) -> Trajectory:
+        """What a cached rollout did, weighed as the policy would have done it, at the steps that count."""
+        train = self.config.train
+        useful = (advantages.gather(1, steps.index) != 0) | (self.config.objective.beta > 0)
+        steps = Steps(steps.index, steps.mask & useful)
+        sampler, size = self.config.sampler, train.microbatch_size
+        correction = correct(self.policy, trajectory, steps, sampler, train.importance_cap, size)
+        importance_metrics(meter, correction.log_weight[steps.mask])
+        return correction.trajectory
 
     def _total_updates(self) -> int:
         train = self.config.train
@@ -259,19 +240,6 @@ class Trainer:
             return rewards
         return map_tensors(rewards, self.accelerator.gather)
 
-    def _permuted(self, everyone: Rewards, step: int) -> Rewards:
-        """Rewards shuffled over the batch: what a sample earns says nothing of what it did."""
-        samples = torch.cat([self._samples(rank) for rank in range(self.accelerator.num_processes)])
-        key = noise.sample_seeds(self.config.seed, step, torch.zeros(1, dtype=torch.long))
-        shuffled = noise.uniform(key, noise.SELECTION, 1, len(samples))[0].argsort()
-        source = samples.argsort()[shuffled[samples]].to(everyone.final.device)
-        values = None if everyone.step_values is None else everyone.step_values[source]
-        return replace(everyone, final=everyone.final[source], step_values=values)
-
-    def _own(self, advantages: torch.Tensor) -> torch.Tensor:
-        rows = len(advantages) // self.accelerator.num_processes
-        return advantages[self.accelerator.process_index * rows :][:rows]
-
     def _synchronised_if(self, last: bool):
         return nullcontext() if last else self.accelerator.no_sync(self.policy.model)
 
@@ -290,8 +258,17 @@ class Trainer:
         self.folder.append("transcripts.jsonl", transcripts(step, *samples, train.num_transcripts))
         self.mirror.log(row)
         screen.advance(step, f"reward {row['reward/mean']:.3f}")
+        self._warn(row, screen)
         for callback in self.callbacks:
             callback(self, row)
+
+    def _warn(self, row: dict[str, Any], screen: Screen) -> None:
+        share = row["rollout/effective_sample_size"]
+        if share is not None and share < LOW_SAMPLE_SIZE:
+            screen.say(
+                f"step {row['step']}: cached rollouts are worth {share:.0%} of their samples; lower "
+                "sampler.cache_refresh_steps"
+            )
 
     def _keep(self, step: int, screen: Screen) -> None:
         train = self.config.train

@@ -80,7 +80,8 @@ class Trajectory:
 
     A position is revealed exactly once, so ``reveal_step`` and the finished canvas determine all states.
     ``token_logp`` and ``entropy`` are those of the distribution that was *sampled* (temperature, guidance,
-    suppressed tokens); at temperature 0, where that distribution is a point, those of temperature 1.
+    suppressed tokens); at temperature 0, where that distribution is a point, those of temperature 1. Samples
+    differ in the number of steps they took; all have room for ``steps``.
     """
 
     prompt_ids: Int[Tensor, "batch prompt"]
@@ -101,11 +102,18 @@ class Trajectory:
     """True up to and including the first end-of-text token."""
     last_step: Int[Tensor, "batch"]
     """Last informative step: after it only tokens behind the first end-of-text token are revealed."""
+    steps_taken: Int[Tensor, "batch"]
+    """What was left then lies behind an end token and was filled with end tokens, scored as certain."""
     seeds: Int[Tensor, "batch"]
     mask_token_id: int
     block_length: int
     remasking: str
     """The rule that chose positions."""
+    cache: str = "none"
+    """How keys and values were cached. Then the distribution sampled is not the policy's own, and what
+    is scored is the former until `egspo.likelihood.correct` puts the latter in its place."""
+    importance: Float[Tensor, "batch steps"] | None = None
+    """Truncated ratio of the policy to what was sampled from, of each corrected step; 1 elsewhere."""
 
     @property
     def num_steps(self) -> int:

@@ -33,6 +33,7 @@ def make_trajectory(remasking="random"):
         one_step=None,
         completion_mask=torch.tensor([[True] * 4, [True, True, False, False]]),
         last_step=torch.tensor([2, 0]),
+        steps_taken=torch.tensor([3, 3]),
         seeds=torch.tensor([0, 1]),
         mask_token_id=MASK,
         block_length=2,

@@ -90,14 +90,18 @@ class Objective(ABC):
 
 
 def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]) -> Views:
-    """Views that show chosen denoising steps, scoring what each step did. Weight 1 a step.
+    """Views that show chosen denoising steps, scoring what each step did.
 
-    The choice of positions is scored where it is a draw that the policy shapes (Plackett-Luce).
+    Each has weight 1, or the importance of a step that was sampled from another distribution. The choice of
+    positions is scored where it is a draw that the policy shapes (Plackett-Luce).
     """
     places = trajectory.remasking == "plackett_luce"
     canvas = trajectory.states_at(steps.index)
     prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
     scored = (trajectory.reveal_step[:, None] == steps.index[:, :, None]) & steps.mask[:, :, None]
+    weight = steps.mask.to(trajectory.entropy.dtype)
+    if trajectory.importance is not None:
+        weight = weight * trajectory.importance.gather(1, steps.index)
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
         attention_mask=torch.cat(
@@ -105,7 +109,7 @@ def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "
         ),
         targets=trajectory.final,
         scored=scored,
-        weight=steps.mask.to(trajectory.entropy.dtype),
+        weight=weight,
         advantages=(advantages.gather(1, steps.index) * steps.mask).to(trajectory.entropy.dtype),
         step=steps.index,
         order=_draw_order(trajectory, steps) if places else None,

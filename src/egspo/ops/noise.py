@@ -17,8 +17,10 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def uniform(seeds: Int[Tensor, "batch"], stream: int, step: int, num: int) -> Float64[Tensor, "batch num"]:
-    """Numbers in (0, 1), one for each of ``num`` places of each sample."""
+def uniform(
+    seeds: Int[Tensor, "batch"], stream: int, step: int | Int[Tensor, "batch"], num: int
+) -> Float64[Tensor, "batch num"]:
+    """Numbers in (0, 1), one for each of ``num`` places of each sample at its step."""
     state = fold(fold(seeds, stream), step)
     places = torch.arange(num, device=seeds.device)
     # 52 bits, so that the half is exact: with 53 the greatest number would round to 1.
