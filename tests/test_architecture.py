@@ -16,16 +16,16 @@ SOURCE = ROOT / "src" / "egspo"
 # which may import each other.
 LAYERS = (
     ("types", "registry"),
-    ("ops", "answers", "records"),
+    ("ops", "answers", "records", "hub"),
     ("objectives", "tasks"),
     ("compose", "sections", "config"),
     ("models", "policy"),
     ("likelihood", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings"),
-    ("evaluation", "grading", "trace"),
+    ("evaluation", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
     ("report",),
-    ("doctor", "listing", "cli"),
+    ("doctor", "listing", "console", "cli"),
     ("__init__", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

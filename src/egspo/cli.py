@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from egspo.console import limit_threads, quiet, show, show_evaluations
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
@@ -118,7 +118,7 @@ def evaluate(
             several = len(samplers) > 1
             file = out.with_stem(f"{out.stem}-{sampler.max_completion_length}") if several else out
             write_evaluation(file, {"name": file.stem, **summary}, items)
-        _show(summary)
+        show(summary)
 
 
 @app.command()
@@ -218,8 +218,33 @@ def report(
 
     page = write_report(runs, out or runs[0] / "report.html")
     for run in runs:
-        _show_evaluations(run)
+        show_evaluations(run)
     typer.echo(f"report: {page}")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", exists=True, file_okay=False)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="write the folder only; no network")] = False,
+    out: Annotated[Path | None, typer.Option(help="where to write it; default: RUN/publish")] = None,
+    private: Annotated[bool, typer.Option("--private", help="if the repository is new")] = False,
+    base_model: Annotated[str | None, typer.Option(help="hub name of an adapter's base")] = None,
+    license: Annotated[str | None, typer.Option(help="identifier for the card, e.g. apache-2.0")] = None,
+) -> None:
+    """A finished run to the hub: weights or adapter, tokenizer, settings and a model card.
+
+    Example: egspo publish runs/sudoku-rl me/sudoku-rl --dry-run
+    """
+    from egspo.publish import require_access, upload, write_folder
+
+    if not dry_run:
+        require_access()
+    folder = write_folder(run, repo, out, base_model, license)
+    if dry_run:
+        typer.echo(f"folder: {folder}\nnext:   egspo publish {run} {repo}")
+    else:
+        typer.echo(f"published: {upload(folder, repo, private)}")
 
 
 @app.command("list")
@@ -276,36 +301,20 @@ def _open(kind, settings: list[str]):
     from egspo import registry
     from egspo.policy import build_policy
 
-    _quiet()
+    quiet()
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
-    _limit_threads(policy)
+    limit_threads(policy)
     return policy, task, config
 
 
 def _load(model: str, adapter: str | None):
     from egspo.policy import load_policy
 
-    _quiet()
+    quiet()
     policy = load_policy(model, adapter=adapter)
-    _limit_threads(policy)
+    limit_threads(policy)
     return policy
-
-
-def _quiet() -> None:
-    """Our own progress is shown; transformers' bars for files of a few kilobytes are noise."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _limit_threads(policy) -> None:
-    """A small model on the CPU is fastest on one thread; give further cores to further processes."""
-    import torch
-
-    small = sum(p.numel() for p in policy.model.parameters()) < 20_000_000
-    if policy.device.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def _check_writable(folder: Path, field: str) -> None:
@@ -318,27 +327,3 @@ def _check_writable(folder: Path, field: str) -> None:
 def _say(text: str, config) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(text)
-
-
-def _show(summary: dict) -> None:
-    low, high = summary["ci95"]
-    where = f"length {summary['max_completion_length']}, {summary['diffusion_steps']} steps"
-    typer.echo(
-        f"{summary['task']} {summary['split']} ({where}): accuracy {summary['accuracy']:.1%} "
-        f"({summary['correct']}/{summary['n']}, 95% {low:.1%}-{high:.1%})"
-        + "".join(f", {name} {count['share']:.1%}" for name, count in summary["counts"].items())
-    )
-
-
-def _show_evaluations(run: Path) -> None:
-    files = [f for f in sorted((run / "eval").glob("*.json")) if not f.stem.startswith("validation-")]
-    if not files:
-        return
-    table = Table("evaluation", "n", "accuracy", "95% interval", "finer", title=str(run))
-    for summary in (json.loads(file.read_text(encoding="utf-8")) for file in files):
-        low, high = summary["ci95"]
-        finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in summary["counts"].items())
-        table.add_row(
-            summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer
-        )
-    Console().print(table)
