@@ -341,7 +341,7 @@ def test_what_is_uploaded_is_the_folder(full: Path, server):
     assert ended.out.startswith("published: http") and ended.out.endswith(f"/{REPO}\n")
     (created,) = server.created
     assert (created["organization"], created["name"]) == tuple(REPO.split("/"))
-    assert created["private"] or created.get("visibility") == "private"
+    assert created.get("private") or created.get("visibility") == "private"
     assert created["token"] == "Bearer hf_secret"
     assert server.files == contents(full / "publish")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from egspo.console import limit_threads, quiet, show, show_evaluations
+from egspo.console import check_writable, limit_threads, quiet, show, show_evaluations, walk_through
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
@@ -30,6 +30,7 @@ Settings = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value...]", help="settings, e.g. task.seed=1")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check all but the weights; write nothing")]
 Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
 TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
 Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
@@ -37,12 +38,15 @@ Data = Annotated[Path | None, typer.Option(help="file of problems instead of the
 
 
 @app.command()
-def sft(settings: Settings) -> None:
+def sft(settings: Settings, dry_run: DryRun = False) -> None:
     """Supervised fine-tuning, from scratch or from a checkpoint.
 
     Example: egspo sft sudoku/task sudoku/sft output_dir=runs/sudoku-sft
     """
     from egspo.config import SFTRun
+
+    if dry_run:
+        return walk_through(_read(SFTRun, settings))
     from egspo.sft import SFTTrainer
 
     policy, task, config = _open(SFTRun, settings)
@@ -53,12 +57,15 @@ def sft(settings: Settings) -> None:
 
 
 @app.command()
-def train(settings: Settings) -> None:
+def train(settings: Settings, dry_run: DryRun = False) -> None:
     """Reinforcement learning; goes on by itself where the run folder holds a checkpoint.
 
     Example: egspo train sudoku/task sudoku/rl output_dir=runs/sudoku-rl objective.num_selected_steps=4
     """
     from egspo.config import RLRun
+
+    if dry_run:
+        return walk_through(_read(RLRun, settings))
     from egspo.trainer import Trainer
 
     policy, task, config = _open(RLRun, settings)
@@ -97,7 +104,7 @@ def evaluate(
     from egspo.tracking import Screen, write_evaluation
 
     if out is not None:
-        _check_writable(out.parent, "--out")
+        check_writable(out.parent, "--out")
     policy = _load(model, adapter)
     problems = task_of(policy, task, data, overrides or [])
     prompts = problems.load(split)[:limit]
@@ -140,7 +147,7 @@ def grade(
     if grader not in ("default", "paper"):
         raise ValueError(f"--grader: {grader!r} is unknown; give default or paper")
     if out is not None:
-        _check_writable(out.parent, "--out")
+        check_writable(out.parent, "--out")
     problems = task_of(None, task, None, overrides or [])
     verdicts = list(grade_file(problems, generations, grader))
     lines = "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
@@ -182,7 +189,7 @@ def sample(
     if prompt is not None and (task is not None or data is not None):
         raise ValueError("--prompt: takes no --task and no --data; give --index N to take a problem's prompt")
     if trace is not None:
-        _check_writable(trace.parent, "--trace")
+        check_writable(trace.parent, "--trace")
     policy = _load(model, adapter)
     sampler = samplers_of(policy, [], None, overrides or [])[0]
     problem = None
@@ -293,11 +300,7 @@ def main() -> None:
 
 def _open(kind, settings: list[str]):
     """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
-    from egspo.config import load_config
-
-    files = [s for s in settings if "=" not in s or Path(s).is_file()]
-    config = load_config(kind, files, [s for s in settings if s not in files])
-    _check_writable(config.output_dir, "output_dir")
+    config = _read(kind, settings)
     from egspo import registry
     from egspo.policy import build_policy
 
@@ -308,6 +311,15 @@ def _open(kind, settings: list[str]):
     return policy, task, config
 
 
+def _read(kind, settings: list[str]):
+    from egspo.config import load_config
+
+    files = [s for s in settings if "=" not in s or Path(s).is_file()]
+    config = load_config(kind, files, [s for s in settings if s not in files])
+    check_writable(config.output_dir, "output_dir")
+    return config
+
+
 def _load(model: str, adapter: str | None):
     from egspo.policy import load_policy
 
@@ -315,13 +327,6 @@ def _load(model: str, adapter: str | None):
     policy = load_policy(model, adapter=adapter)
     limit_threads(policy)
     return policy
-
-
-def _check_writable(folder: Path, field: str) -> None:
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "is read-only" if existing.is_dir() else "is no folder"
-        raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
 
 
 def _say(text: str, config) -> None:

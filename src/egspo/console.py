@@ -25,6 +25,23 @@ def limit_threads(policy) -> None:
         torch.set_num_threads(1)
 
 
+def check_writable(folder: Path, field: str) -> None:
+    """Raises ValueError if nothing can be written there; writes nothing itself."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        kind = "is read-only" if existing.is_dir() else "is no folder"
+        raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
+
+
+def walk_through(config) -> None:
+    """What a run would do."""
+    from egspo.dryrun import findings
+
+    quiet()
+    for subject, finding in [*findings(config), ("run folder", f"{config.output_dir}, not written to")]:
+        typer.echo(f"{subject:<12} {finding}")
+
+
 def show(summary: dict) -> None:
     """An evaluation in a line."""
     low, high = summary["ci95"]

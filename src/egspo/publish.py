@@ -87,7 +87,7 @@ def upload(folder: Path, repo: str, private: bool = False) -> str:
     _require_base(folder)
     api = HfApi()
     try:
-        address = api.create_repo(repo, private=private, exist_ok=True)
+        address = api.create_repo(repo, private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=repo, folder_path=folder, commit_message="Upload a model trained with egspo"
         )
