@@ -1,24 +1,29 @@
 """Composition of settings, and that all that is wrong with them is told at once and clearly."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from huggingface_hub import constants
 
-from egspo.compose import ConfigError, compose, find_recipe, parse_override, recipe_folder
+import runs
+from egspo.compose import ConfigError, compose, find_recipe, parse_override, recipe_folder, recipes
 from egspo.config import RLRun, SFTRun, load_config, parse_config, parse_section
+from egspo.hub import hub_repository
+from egspo.models.family import families
 from egspo.sections import ModelConfig, SamplerConfig, SFTConfig, TrainConfig
 
-RECIPES = {
-    str(path.relative_to(recipe_folder()).with_suffix("")): path
-    for path in sorted(recipe_folder().rglob("*.yaml"))
-    # Files of accelerate's own, for ``accelerate launch --config_file``.
-    if path.parent.name != "accelerate"
-}
+RECIPES = recipes()
 DEBUG = [name for name in RECIPES if name.startswith("debug/")]
 PARTS = [name for name in RECIPES if not name.startswith("debug/")]
+MODELS = [name for name in RECIPES if name.startswith("models/")]
+PAPER = [name for name in RECIPES if name.startswith("paper/")]
+ACCELERATE = sorted((recipe_folder() / "accelerate").glob("*.yaml"))
 
 
 def settings(**sections) -> dict:
@@ -395,3 +400,106 @@ def test_a_recipe_is_complete_after_what_its_first_line_names(name: str):
     if after := re.search(r"\(after ([^)]+)\)", first):
         values = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
         load_config(SFTRun if "sft" in values else RLRun, [*after[1].split(), name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_recipe_composes_with_sft_and_rl(name: str):
+    """Neither brings what the other does not know."""
+    task = ["task.name=sudoku", "output_dir=x"]
+    tuned = load_config(SFTRun, [name], [*task, "sft.max_steps=5"])
+    trained = load_config(RLRun, [name, "objectives/egspo-sa-paper"], task)
+    assert tuned.model == trained.model
+    shape = (
+        trained.sampler.max_completion_length,
+        trained.sampler.diffusion_steps,
+        trained.sampler.block_length,
+    )
+    assert shape == (256, 128, 32)
+    assert (trained.model.lora_r, trained.model.lora_alpha, trained.model.dtype) == (128, 64, "bfloat16")
+    assert hub_repository(trained.model.model_name_or_path)
+    # Every target is a linear layer of the family's blocks.
+    family = families()["llada" if "llada" in name else "dream"]
+    assert set(trained.model.lora_target_modules) <= set(family.lora_targets)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_is_the_published_setting_on_the_published_model(name: str):
+    """Complete on its own, and of one mind with the parts that can be composed instead."""
+    run = load_config(RLRun, [name])
+    model, _, task = name.removeprefix("paper/").rpartition("-")
+    assert run.task.name == task
+    composed = load_config(
+        RLRun, [f"models/{model}", "objectives/egspo-sa-paper"], [f"task.name={task}", "output_dir=x"]
+    )
+    for section in ("model", "objective", "optim", "sampler"):
+        assert getattr(run, section) == getattr(composed, section), section
+    published = compose(["objectives/egspo-sa-paper"])["train"]
+    assert {key: getattr(run.train, key) for key in published} == published
+    # 8 GPUs of 6 sequences, four optimizer steps on them.
+    assert run.train.prompts_per_step * run.train.num_generations == 48
+    assert run.output_dir.name == f"{model}-{task}"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_passes_a_dry_run_without_a_network(name: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    few = ("task.num_train=20", "task.num_validation=10", "task.num_test=10")
+    ended = runs.egspo("train", name, *few, "--dry-run")
+    assert ended.code == 0, ended
+    assert "rollout      48 completions x 128 passes = 6144 an iteration" in ended.out
+    assert "updates      4 an iteration" in ended.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_departure_of_a_paper_recipe_is_marked():
+    """What differs from d1's and EGSPO's stated settings stands beside a comment that says so."""
+    departs = (
+        "lora_dropout",
+        "load_in_4bit",
+        "selection",
+        "max_steps",
+        "max_prompt_length",
+        "load_best_model_at_end",
+    )
+    for name in PAPER:
+        lines = RECIPES[name].read_text(encoding="utf-8").splitlines()
+        for key in departs:
+            (line,) = [line for line in lines if line.strip().startswith(f"{key}:")]
+            assert "published:" in line, (name, line)
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=[path.stem for path in ACCELERATE])
+def test_accelerate_reads_its_files(path: Path):
+    config = load_config_from_file(str(path))
+    processes = int(re.match(r"[0-9]+", path.stem)[0]) if path.stem[0].isdigit() else 1
+    assert config.num_processes == processes
+    assert str(config.distributed_type).endswith("MULTI_GPU" if processes > 1 else "NO")
+    assert f"--config_file recipes/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_files_of_accelerate_are_no_recipes():
+    assert len(ACCELERATE) >= 2
+    assert not [name for name in RECIPES if name.startswith("accelerate")]
+    with pytest.raises(ConfigError, match=r"^accelerate/single-gpu: no such file or recipe"):
+        find_recipe("accelerate/single-gpu")
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_the_slurm_script_starts_a_process_a_gpu(nodes: int, tmp_path: Path):
+    """With stand-ins for SLURM's own commands."""
+    for command, does in {"srun": 'printf "%s\\n" "$@"', "scontrol": "seq -f node%g 5 7"}.items():
+        (tmp_path / command).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / command).chmod(0o755)
+    script = recipe_folder() / "slurm" / "train.sh"
+    job = {"SLURM_JOB_ID": "71234", "SLURM_JOB_NODELIST": "node[5-7]", "SLURM_JOB_NUM_NODES": str(nodes)}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "4", **job}
+    arguments = ["bash", str(script), "debug/toy", "train.max_steps=2"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=True)
+    words = done.stdout.splitlines()
+    assert words[-5:] == ["-m", "egspo", "train", "debug/toy", "train.max_steps=2"]
+    assert {f"--ntasks={nodes}", f"--nnodes={nodes}", "--nproc_per_node=4", "torchrun"} <= set(words)
+    # 20000 + 71234 mod 20000
+    assert "--rdzv_endpoint=node5:31234" in words
+    assert subprocess.run(arguments[:2], capture_output=True, env=environment, check=False).returncode == 2

@@ -46,7 +46,7 @@ class Checkpoints:
             {"optimizer": optimizer.state_dict(), "state": {**state, "step": step}}, draft / "trainer.pt"
         )
         if self._best.is_file():
-            _link(self._best, draft / BEST)
+            link(self._best, draft / BEST)
         shutil.rmtree(self._at(step), ignore_errors=True)
         os.replace(draft, self._at(step))
         for old in self.steps()[: -self.keep]:
@@ -80,7 +80,7 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """The same file under a second name; a copy where the file system knows no links."""
     try:
         os.link(source, target)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+
+from egspo.console import check_writable, limit_threads, quiet, show, show_evaluations, walk_through
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
@@ -30,6 +30,7 @@ Settings = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value...]", help="settings, e.g. task.seed=1")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check all but the weights; write nothing")]
 Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
 TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
 Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
@@ -37,12 +38,15 @@ Data = Annotated[Path | None, typer.Option(help="file of problems instead of the
 
 
 @app.command()
-def sft(settings: Settings) -> None:
+def sft(settings: Settings, dry_run: DryRun = False) -> None:
     """Supervised fine-tuning, from scratch or from a checkpoint.
 
     Example: egspo sft sudoku/task sudoku/sft output_dir=runs/sudoku-sft
     """
     from egspo.config import SFTRun
+
+    if dry_run:
+        return walk_through(_read(SFTRun, settings))
     from egspo.sft import SFTTrainer
 
     policy, task, config = _open(SFTRun, settings)
@@ -53,12 +57,15 @@ def sft(settings: Settings) -> None:
 
 
 @app.command()
-def train(settings: Settings) -> None:
+def train(settings: Settings, dry_run: DryRun = False) -> None:
     """Reinforcement learning; goes on by itself where the run folder holds a checkpoint.
 
     Example: egspo train sudoku/task sudoku/rl output_dir=runs/sudoku-rl objective.num_selected_steps=4
     """
     from egspo.config import RLRun
+
+    if dry_run:
+        return walk_through(_read(RLRun, settings))
     from egspo.trainer import Trainer
 
     policy, task, config = _open(RLRun, settings)
@@ -97,7 +104,7 @@ def evaluate(
     from egspo.tracking import Screen, write_evaluation
 
     if out is not None:
-        _check_writable(out.parent, "--out")
+        check_writable(out.parent, "--out")
     policy = _load(model, adapter)
     problems = task_of(policy, task, data, overrides or [])
     prompts = problems.load(split)[:limit]
@@ -118,7 +125,7 @@ def evaluate(
             several = len(samplers) > 1
             file = out.with_stem(f"{out.stem}-{sampler.max_completion_length}") if several else out
             write_evaluation(file, {"name": file.stem, **summary}, items)
-        _show(summary)
+        show(summary)
 
 
 @app.command()
@@ -140,7 +147,7 @@ def grade(
     if grader not in ("default", "paper"):
         raise ValueError(f"--grader: {grader!r} is unknown; give default or paper")
     if out is not None:
-        _check_writable(out.parent, "--out")
+        check_writable(out.parent, "--out")
     problems = task_of(None, task, None, overrides or [])
     verdicts = list(grade_file(problems, generations, grader))
     lines = "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
@@ -182,7 +189,7 @@ def sample(
     if prompt is not None and (task is not None or data is not None):
         raise ValueError("--prompt: takes no --task and no --data; give --index N to take a problem's prompt")
     if trace is not None:
-        _check_writable(trace.parent, "--trace")
+        check_writable(trace.parent, "--trace")
     policy = _load(model, adapter)
     sampler = samplers_of(policy, [], None, overrides or [])[0]
     problem = None
@@ -218,8 +225,33 @@ def report(
 
     page = write_report(runs, out or runs[0] / "report.html")
     for run in runs:
-        _show_evaluations(run)
+        show_evaluations(run)
     typer.echo(f"report: {page}")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", exists=True, file_okay=False)],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="write the folder only; no network")] = False,
+    out: Annotated[Path | None, typer.Option(help="where to write it; default: RUN/publish")] = None,
+    private: Annotated[bool, typer.Option("--private", help="if the repository is new")] = False,
+    base_model: Annotated[str | None, typer.Option(help="hub name of an adapter's base")] = None,
+    license: Annotated[str | None, typer.Option(help="identifier for the card, e.g. apache-2.0")] = None,
+) -> None:
+    """A finished run to the hub: weights or adapter, tokenizer, settings and a model card.
+
+    Example: egspo publish runs/sudoku-rl me/sudoku-rl --dry-run
+    """
+    from egspo.publish import require_access, upload, write_folder
+
+    if not dry_run:
+        require_access()
+    folder = write_folder(run, repo, out, base_model, license)
+    if dry_run:
+        typer.echo(f"folder: {folder}\nnext:   egspo publish {run} {repo}")
+    else:
+        typer.echo(f"published: {upload(folder, repo, private)}")
 
 
 @app.command("list")
@@ -268,77 +300,35 @@ def main() -> None:
 
 def _open(kind, settings: list[str]):
     """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
+    config = _read(kind, settings)
+    from egspo import registry
+    from egspo.policy import build_policy
+
+    quiet()
+    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
+    limit_threads(policy)
+    return policy, task, config
+
+
+def _read(kind, settings: list[str]):
     from egspo.config import load_config
 
     files = [s for s in settings if "=" not in s or Path(s).is_file()]
     config = load_config(kind, files, [s for s in settings if s not in files])
-    _check_writable(config.output_dir, "output_dir")
-    from egspo import registry
-    from egspo.policy import build_policy
-
-    _quiet()
-    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
-    policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
-    _limit_threads(policy)
-    return policy, task, config
+    check_writable(config.output_dir, "output_dir")
+    return config
 
 
 def _load(model: str, adapter: str | None):
     from egspo.policy import load_policy
 
-    _quiet()
+    quiet()
     policy = load_policy(model, adapter=adapter)
-    _limit_threads(policy)
+    limit_threads(policy)
     return policy
-
-
-def _quiet() -> None:
-    """Our own progress is shown; transformers' bars for files of a few kilobytes are noise."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def _limit_threads(policy) -> None:
-    """A small model on the CPU is fastest on one thread; give further cores to further processes."""
-    import torch
-
-    small = sum(p.numel() for p in policy.model.parameters()) < 20_000_000
-    if policy.device.type == "cpu" and small and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
-def _check_writable(folder: Path, field: str) -> None:
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        kind = "is read-only" if existing.is_dir() else "is no folder"
-        raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
 
 
 def _say(text: str, config) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         typer.echo(text)
-
-
-def _show(summary: dict) -> None:
-    low, high = summary["ci95"]
-    where = f"length {summary['max_completion_length']}, {summary['diffusion_steps']} steps"
-    typer.echo(
-        f"{summary['task']} {summary['split']} ({where}): accuracy {summary['accuracy']:.1%} "
-        f"({summary['correct']}/{summary['n']}, 95% {low:.1%}-{high:.1%})"
-        + "".join(f", {name} {count['share']:.1%}" for name, count in summary["counts"].items())
-    )
-
-
-def _show_evaluations(run: Path) -> None:
-    files = [f for f in sorted((run / "eval").glob("*.json")) if not f.stem.startswith("validation-")]
-    if not files:
-        return
-    table = Table("evaluation", "n", "accuracy", "95% interval", "finer", title=str(run))
-    for summary in (json.loads(file.read_text(encoding="utf-8")) for file in files):
-        low, high = summary["ci95"]
-        finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in summary["counts"].items())
-        table.add_row(
-            summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer
-        )
-    Console().print(table)

@@ -105,15 +105,19 @@ def recipe_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
+def recipes() -> dict[str, Path]:
+    """Shipped recipes by name. The files for ``accelerate launch`` are none of ours."""
+    folder = recipe_folder()
+    files = (path for path in sorted(folder.rglob("*.yaml")) if path.parent.name != "accelerate")
+    return {str(path.relative_to(folder).with_suffix("")): path for path in files}
+
+
 def find_recipe(path: str | Path) -> Path:
     """A file, or a shipped recipe by its name (``sudoku/rl``)."""
     path = Path(path)
     if path.is_file():
         return path
-    for shipped in (recipe_folder() / path, recipe_folder() / f"{path}.yaml"):
-        if shipped.is_file():
-            return shipped
-    known = sorted(
-        str(p.relative_to(recipe_folder()).with_suffix("")) for p in recipe_folder().rglob("*.yaml")
-    )
+    known, name = recipes(), str(path).removesuffix(".yaml")
+    if name in known:
+        return known[name]
     raise ConfigError([f"{path}: no such file or recipe{registry.suggest(str(path), known)}"])

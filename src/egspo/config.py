@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 
-from egspo import registry
+from egspo import hub, registry
 from egspo.compose import ConfigError, compose
 from egspo.objectives.base import ObjectiveConfig
 from egspo.sections import (
@@ -37,13 +37,27 @@ class BaseRun(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     def problems(self) -> list[str]:
+        found = self._unpublishable()
         if not hasattr(self.task, "name"):  # none, or the stand-in for one that could not be read
-            return []
+            return found
         try:
             registry.load("tasks", self.task.name)(self.task)
         except ValueError as error:
-            return [str(error)]
-        return []
+            found.append(str(error))
+        return found
+
+    def _unpublishable(self) -> list[str]:
+        """An adapter is of use only with its base."""
+        base = self.model.model_name_or_path
+        adapts = self.model.use_peft or self.model.adapter
+        if not (self.tracking.push_to_hub and adapts) or (base or "").startswith("tiny:"):
+            return []
+        if hub.hub_repository(base):
+            return []
+        return [
+            f"tracking.push_to_hub: True, but the adapter's base {base!r} is not on the hub; publish "
+            "that first and train from its hub name"
+        ]
 
 
 class SFTRun(BaseRun):
@@ -53,13 +67,16 @@ class SFTRun(BaseRun):
     sft: SFTConfig = SFTConfig()
 
     def problems(self) -> list[str]:
+        found = super().problems()
         if self.task is not None:
-            return super().problems()
+            return found
         if self.sft.eval_steps:
-            return [f"sft.eval_steps: {self.sft.eval_steps} validates on a task; set task.name, or 0"]
-        if self.sft.data is None and self.sft.dataset is None:
-            return ["task: missing; set task.name, sft.data or sft.dataset to have something to learn from"]
-        return []
+            found.append(f"sft.eval_steps: {self.sft.eval_steps} validates on a task; set task.name, or 0")
+        elif self.sft.data is None and self.sft.dataset is None:
+            found.append(
+                "task: missing; set task.name, sft.data or sft.dataset to have something to learn from"
+            )
+        return found
 
 
 class RLRun(BaseRun):

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from egspo import registry
-from egspo.compose import recipe_folder
+from egspo import compose, registry
 from egspo.config import RLRun, SFTRun
 
 Lines = Iterator[tuple[str, str]]
@@ -42,12 +41,9 @@ def models() -> Lines:
 
 
 def recipes() -> Lines:
-    for path in sorted(recipe_folder().rglob("*.yaml")):
+    for name, path in compose.recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        yield (
-            str(path.relative_to(recipe_folder()).with_suffix("")),
-            first.lstrip("# ") if first.startswith("#") else "",
-        )
+        yield name, first.lstrip("# ") if first.startswith("#") else ""
 
 
 def settings() -> Lines:

@@ -35,7 +35,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.source = source
-        """Where the weights came from, for model cards and summaries."""
+        """Where the weights came from, ``base + adapter`` if there is one, for model cards and summaries."""
         self.folder = folder
         """Folder of the weights on this machine, if that is where they came from."""
         config = unwrap(model).config
@@ -138,7 +138,9 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Weights or adapter in the Hugging Face layout, with the tokenizer."""
-        unwrap(self.model).save_pretrained(folder)
+        # PEFT would compare vocabularies with the base's, on the hub if need be; no token is ever added here.
+        only = {"save_embedding_layers": False} if _find_peft(self.model) else {}
+        unwrap(self.model).save_pretrained(folder, **only)
         save_tokenizer(self.tokenizer, folder)
 
 
@@ -186,6 +188,8 @@ def build_policy(
     if not config.load_in_4bit:  # quantised weights are where they belong already
         model = model.to(device)
     name = f"fresh {config.init}" if config.init else config.model_name_or_path
+    if config.adapter is not None:
+        name = f"{name} + {config.adapter}"
     policy = Policy(model, tokenizer, name, _folder(config))
     policy.autocast = torch.bfloat16 if config.bf16 else None
     return policy

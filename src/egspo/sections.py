@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from egspo import hub
 from egspo.ops.reveal import Remasking
 
 
@@ -237,14 +238,34 @@ class EvalConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Mirrors of metrics.jsonl; nothing is sent anywhere unless asked for."""
+    """Mirrors of metrics.jsonl, and the hub; nothing is sent anywhere unless asked for."""
 
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     project: str = "egspo"
     run_name: str | None = Field(None, description="name of the run in the trackers")
+    push_to_hub: bool = Field(False, description="publish the finished model to hub_model_id (egspo publish)")
+    hub_model_id: str | None = Field(None, description="OWNER/NAME of the hub repository")
+    hub_private_repo: bool = Field(False, description="make the repository private if it is new")
 
     def problems(self) -> list[str]:
         missing = [name for name in self.report_to if importlib.util.find_spec(name) is None]
         return [
-            f"report_to: {name!r} is not installed; pip install {name}, or leave it out" for name in missing
+            *(
+                f"report_to: {name!r} is not installed; pip install {name}, or leave it out"
+                for name in missing
+            ),
+            *self._hub(),
+        ]
+
+    def _hub(self) -> list[str]:
+        if not self.push_to_hub:
+            named = {"hub_model_id": self.hub_model_id, "hub_private_repo": self.hub_private_repo}
+            idle = [(key, value) for key, value in named.items() if value]
+            return [f"{key}: {value!r} does nothing without push_to_hub; set it too" for key, value in idle]
+        if self.hub_model_id is None:
+            return ["push_to_hub: True needs a repository; set hub_model_id=OWNER/NAME"]
+        name, access = hub.name_problem(self.hub_model_id), hub.access_problem()
+        return [
+            *([f"hub_model_id: {name}"] if name else []),
+            *([f"push_to_hub: True, but {access}"] if access else []),
         ]

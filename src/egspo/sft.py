@@ -18,6 +18,7 @@ from egspo.likelihood import score
 from egspo.ops import masking, noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
+from egspo.publish import publish_finished
 from egspo.rollout import pad_prompts
 from egspo.settings import save_settings
 from egspo.tasks.base import Task
@@ -166,6 +167,8 @@ class SFTTrainer:
             save_settings(target, self.task, self.config.sampler, about)
         self.mirror.end()
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            publish_finished(self.folder.path, self.config.tracking)
         return target
 
 

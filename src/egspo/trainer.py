@@ -27,6 +27,7 @@ from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
+from egspo.publish import publish_finished
 from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
 from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.settings import save_settings
@@ -310,6 +311,8 @@ class Trainer:
             save_settings(target, self.task, self.config.sampler, about)
         self.mirror.end()
         self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            publish_finished(self.folder.path, self.config.tracking)
         return target
 
 

@@ -10,7 +10,7 @@ from egspo.models.source import locate
 from egspo.sections import ModelConfig
 
 CONFIG = "adapter_config.json"
-FILES = ("adapter_*", "README.md")
+FILES = ("adapter_*", "egspo.json", "README.md")
 ALL_LINEAR = "all-linear"
 
 

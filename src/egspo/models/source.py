@@ -1,17 +1,20 @@
 """Where a model's files are: in the package, in a run folder, in a folder, or on the hub."""
 
 import json
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from egspo import registry
+from egspo.hub import hub_repository
 
 SMALL = ("*.json", "*.txt", "*.jinja")
 """Configuration and tokenizer."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+
+
+class Unreachable(ValueError):
+    """A hub name whose files are not here and cannot be fetched now; nothing says that it is wrong."""
 
 
 def shipped_models() -> list[str]:
@@ -31,6 +34,7 @@ def locate(name: str, field: str, patterns: tuple[str, ...] = SMALL) -> Path:
 
     Raises:
         ValueError: naming ``field`` if there is no such model.
+        Unreachable: if the hub does not answer.
     """
     if name.startswith("tiny:"):
         shipped = name.removeprefix("tiny:")
@@ -44,7 +48,7 @@ def locate(name: str, field: str, patterns: tuple[str, ...] = SMALL) -> Path:
         return inside
     if Path(name).is_dir():
         return Path(name)
-    if not _HUB_NAME.fullmatch(name):
+    if hub_repository(name) is None:
         raise ValueError(f"{field}: no folder {name!r}; give {_remedy()}")
     return _fetch(name, field, patterns)
 
@@ -68,6 +72,7 @@ def read_json(file: Path, field: str) -> dict[str, Any]:
 
 def _fetch(name: str, field: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     owner, repository, *rest = name.split("/")
     inside = "/".join(rest)
@@ -76,7 +81,8 @@ def _fetch(name: str, field: str, patterns: tuple[str, ...]) -> Path:
         folder = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted)) / inside
     except Exception as error:  # network, permission, unknown name: the hub's own words are the best
         line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        kind = ValueError if isinstance(error, HfHubHTTPError) else Unreachable
+        raise kind(
             f"{field}: {name!r} is no folder here and not to be had from the hub ({line}); give {_remedy()}"
         ) from None
     if not folder.is_dir():

@@ -1,0 +1,177 @@
+"""A run walked through without its weights: what would be trained, on what, for how long. Writes nothing."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from egspo import registry
+from egspo.config import BaseRun, ModelConfig, SFTRun
+from egspo.data import encode_problems, read_pairs
+from egspo.models import tiny
+from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
+from egspo.models.adapters import adapt, adapter_folder
+from egspo.models.family import Family, family_of
+from egspo.models.source import Unreachable
+from egspo.models.tokenizers import load_tokenizer
+from egspo.policy import Policy, read_config
+from egspo.tasks.base import Task
+from egspo.types import Prompt
+
+Findings = list[tuple[str, str]]
+"""(subject, finding) pairs, in the order to show them."""
+UNCHECKED = "NOT CHECKED"
+
+
+def findings(config: BaseRun) -> Findings:
+    """What a run of a checked configuration would do; ``NOT CHECKED`` stands where that cannot be seen here.
+
+    Raises:
+        ValueError: for what would end the run: broken data, an unknown model, targets that match nothing.
+    """
+    prompts, found = _problems(config)
+    policy, about = _model(config, _task(config))
+    found += about
+    found += _prompts(config, policy, prompts)
+    found += _sft_work(config) if isinstance(config, SFTRun) else _rl_work(config)
+    return found
+
+
+def _task(config: BaseRun) -> Task | None:
+    return registry.load("tasks", config.task.name)(config.task) if config.task else None
+
+
+# ---- data ----------------------------------------------------------------------------------------------
+
+
+def _problems(config: BaseRun) -> tuple[Sequence[Prompt], Findings]:
+    """What is trained on, and how many there are of everything."""
+    task, found = _task(config), []
+    if isinstance(config, SFTRun) and config.sft.dataset is not None:
+        prompts: Sequence[Prompt] = []
+        found.append((UNCHECKED, f"hub data set {config.sft.dataset!r}, which is not fetched for this"))
+    elif isinstance(config, SFTRun) and config.sft.data is not None:
+        prompts = read_pairs(config.sft.data)
+        found.append(("data", f"{len(prompts)} pairs in {config.sft.data}"))
+    else:
+        prompts = task.load("train")
+    if task is not None:
+        used = ("train", "validation") if _of(config).eval_steps else ("train",)
+        counts = ", ".join(f"{len(task.load(split))} {split}" for split in used)
+        found.append(("task", f"{task.name}: {counts}"))
+        found.append(("reward", ", ".join(f"{v:g} {k}" for k, v in task.reward_weights.items() if v)))
+    return prompts, found
+
+
+def _prompts(config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt]) -> Findings:
+    """Lengths, with the errors that the run would end with."""
+    if not prompts:
+        return []
+    if policy is None:
+        return [(UNCHECKED, "lengths of the prompts: the tokenizer is not here")]
+    canvas, longest = config.sampler.max_completion_length, _of(config).max_prompt_length
+    field = f"{'sft' if isinstance(config, SFTRun) else 'train'}.max_prompt_length"
+    problems = encode_problems(policy, prompts, longest, field)
+    lengths = [len(ids) for ids in problems.encoded]
+    if isinstance(config, SFTRun):
+        for prompt in problems.prompts:
+            if prompt.solution is not None:
+                policy.encode_completion(prompt.solution, canvas)
+    skipped = f"{problems.skipped} skipped as longer than {field} {longest}"
+    found = [("prompts", f"{len(problems)} of {min(lengths)} to {max(lengths)} tokens, {skipped}")]
+    if policy.max_length is not None and max(lengths) + canvas > policy.max_length:
+        found.append(
+            ("WARNING", f"up to {max(lengths) + canvas} tokens; the model is made for {policy.max_length}")
+        )
+    return found
+
+
+def _of(config: BaseRun):
+    """The section of the loop."""
+    return config.sft if isinstance(config, SFTRun) else config.train
+
+
+# ---- model ---------------------------------------------------------------------------------------------
+
+
+def _model(config: BaseRun, task: Task | None) -> tuple[Policy | None, Findings]:
+    """A policy without weights, if a tokenizer is at hand, and what it is."""
+    model = config.model
+    try:
+        folder, family = (None, family_of("llada")) if model.init else read_config(model.model_name_or_path)
+    except Unreachable as error:
+        return None, [(UNCHECKED, f"model, tokenizer, LoRA targets: {_first(error)}")]
+    tokenizer = None
+    if model.init:
+        tokenizer = tiny.build_tokenizer(task.max_number_token if task else None)
+    else:
+        tokenizer = load_tokenizer(folder, family.pretokenizer, family.chat_template)
+    with torch.device("meta"):
+        blank = (
+            tiny.build_model(model.init, tokenizer)
+            if model.init
+            else family.build(family.load_config(folder))
+        )
+        whole = sum(p.numel() for p in blank.parameters())
+        blank, found = _adapted(blank, model, family)
+    trained = sum(p.numel() for p in blank.parameters() if p.requires_grad)
+    name = f"fresh {model.init}" if model.init else model.model_name_or_path
+    about = f"{name}: {family.name}, {_count(whole)} parameters, {_count(trained)} trained"
+    return Policy(blank, tokenizer, name), [("model", about), *found]
+
+
+def _adapted(blank: nn.Module, config: ModelConfig, family: Family) -> tuple[nn.Module, Findings]:
+    if config.adapter is None:
+        return adapt(blank, config, family), []
+    try:
+        folder = adapter_folder(config.adapter)
+    except Unreachable as error:
+        return blank, [(UNCHECKED, f"adapter: {_first(error)}")]
+    saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    fresh = {"adapter": None, "use_peft": True, "lora_r": saved["r"], "lora_alpha": saved["lora_alpha"]}
+    targets = saved["target_modules"]
+    fresh["lora_target_modules"] = sorted(targets) if isinstance(targets, list) else [targets]
+    return adapt(blank, config.model_copy(update=fresh), family), [(UNCHECKED, "weights of the adapter")]
+
+
+def _first(error: Exception) -> str:
+    """Without the hub's own words."""
+    return str(error).partition(" (")[0]
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.1f}M" if number >= 1e6 else f"{number:,}"
+
+
+# ---- work ----------------------------------------------------------------------------------------------
+
+
+def _sft_work(config: SFTRun) -> Findings:
+    sft = config.sft
+    return [("steps", f"{sft.max_steps} of {sft.batch_size} examples, a forward and backward pass each")]
+
+
+def _rl_work(config: BaseRun) -> Findings:
+    train, sampler, world = config.train, config.sampler, int(os.environ.get("WORLD_SIZE", "1"))
+    samples = train.prompts_per_step * train.num_generations
+    passes = sampler.diffusion_steps * (2 if sampler.cfg_scale else 1)
+    calls = passes * math.ceil(samples / world / train.rollout_batch_size)
+    updates = train.num_iterations * train.updates_per_rollout
+    found = [
+        ("iterations", f"{train.max_steps} of {train.prompts_per_step} prompts x {train.num_generations}"),
+        (
+            "rollout",
+            f"{samples} completions x {passes} passes = {samples * passes} an iteration, in {calls} calls",
+        ),
+        ("updates", f"{updates} an iteration, {updates * train.max_steps} in all"),
+    ]
+    selected = getattr(config.objective, "num_selected_steps", None)
+    if selected is not None:
+        selected = sampler.diffusion_steps if config.objective.selection == "all" else selected
+        canvases = samples * selected * train.num_iterations
+        beside = ", as many for the reference" if config.objective.beta else ""
+        found.append(("training", f"at most {canvases} passes forward and back an iteration{beside}"))
+    return found
