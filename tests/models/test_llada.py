@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from egspo.models.llada import LLaDAConfig, LLaDAModelLM
+from egspo.policy import build_policy
+from egspo.sections import ModelConfig
 from silence import silence
 
 # Every key of the file published with LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5.
@@ -220,6 +222,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(positions):
     model.gradient_checkpointing_disable()
     gradients(model, positions)
     assert len(calls) == 3
+
+
+def test_gradient_checkpointing_by_configuration():
+    """Under whichever name the version of transformers calls it."""
+    for asked in (False, True):
+        policy = build_policy(ModelConfig(init="tiny", gradient_checkpointing=asked))
+        assert policy.model.gradient_checkpointing == asked
 
 
 def test_saved_and_loaded(tmp_path):

@@ -67,7 +67,7 @@ class BidirectionalLM(PreTrainedModel):
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **_) -> None:
         """Works in eval mode too, where RL trains so that dropout cannot part the update from the rollout."""
         self.gradient_checkpointing = True
 
