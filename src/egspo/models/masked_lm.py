@@ -106,8 +106,8 @@ class _Model:
     @staticmethod
     def from_pretrained(folder, config: PretrainedConfig, **options) -> PreTrainedModel:
         fused = MODEL_FOR_MASKED_LM_MAPPING[type(config)]._supports_sdpa
-        options |= {"attn_implementation": "sdpa" if fused else "eager", "trust_remote_code": False}
-        return AutoModelForMaskedLM.from_pretrained(folder, config=config, **options)
+        options["attn_implementation"] = "sdpa" if fused else "eager"
+        return AutoModelForMaskedLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
 
 
 FAMILY = Family(
