@@ -138,7 +138,9 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Weights or adapter in the Hugging Face layout, with the tokenizer."""
-        unwrap(self.model).save_pretrained(folder)
+        # Left to itself PEFT asks the hub about the base, to see whether its embeddings have grown.
+        options = {} if _find_peft(self.model) is None else {"save_embedding_layers": False}
+        unwrap(self.model).save_pretrained(folder, **options)
         save_tokenizer(self.tokenizer, folder)
 
 

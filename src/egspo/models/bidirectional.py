@@ -67,6 +67,11 @@ class BidirectionalLM(PreTrainedModel):
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """PEFT asks by this name, of which transformers 5 warns."""
+        return self.gradient_checkpointing
+
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **_) -> None:
         """Works in eval mode too, where RL trains so that dropout cannot part the update from the rollout."""
         self.gradient_checkpointing = True
