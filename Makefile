@@ -1,4 +1,4 @@
-# make demo | test | test-long | check | bench
+# make demo | test | test-long | test-transformers-4.57 | check | bench
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,10 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-long check bench clean
+OLD := .venv-4.57
+OLD_PINS := constraints/transformers-4.57.txt
+
+.PHONY: demo test test-long test-transformers-4.57 check bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +30,15 @@ test: $(STAMP)
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
+## The tests under the oldest transformers that pyproject.toml allows, in an environment of its own.
+test-transformers-4.57: $(OLD)/.installed
+	$(OLD)/bin/python -m pytest -n 2 -m "not long"
+
+$(OLD)/.installed: pyproject.toml $(OLD_PINS)
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLD_PINS) -e '.[test]'
+	touch $@
+
 check: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
 	$(BIN)/python -m ruff check .
@@ -36,4 +48,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/seeds.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLD) runs

@@ -44,7 +44,7 @@ class Policy:
         self.end_token_ids = _end_token_ids(tokenizer, self.family)
         self.suppressed = (self.mask_token_id,)
         """Tokens that are never sampled."""
-        self.max_length = int(getattr(config, self.family.max_length, 0)) or None
+        self.max_length = self.family.longest(unwrap(model))
         """Longest sequence, prompt and canvas together, if the model says."""
         self.autocast: torch.dtype | None = None
         """What the model computes in, where that is not the dtype of its weights."""
@@ -181,7 +181,7 @@ def build_policy(
         else:
             model, tokenizer = _load(config)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            _recompute_activations(model)
         model = adapt(model, config, family_of(model.config.model_type))
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -227,6 +227,12 @@ def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     # What an adapter's file will name as its base: the name that was asked for, not where it was found.
     model.name_or_path = name
     return model, tokenizer
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing under the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _four_bit():

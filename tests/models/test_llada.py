@@ -1,12 +1,69 @@
 """LLaDA's transformer against its description, written out position by position and head by head."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from egspo.models.llada import LLaDAConfig, LLaDAModelLM
+from egspo.policy import build_policy
+from egspo.sections import ModelConfig
+from silence import silence
 
+# Every key of the file published with LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5.
+PUBLISHED = {
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "auto_map": {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        "AutoModel": "modeling_llada.LLaDAModelLM",
+    },
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": 4096,
+    "embedding_dropout": 0.0,
+    "embedding_size": 126464,
+    "eos_token_id": 126081,
+    "flash_attention": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 12288,
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "pad_token_id": 126081,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "transformers_version": "4.46.3",
+    "use_cache": False,
+    "vocab_size": 126464,
+    "weight_tying": False,
+}
 SHAPE = {"d_model": 12, "n_layers": 2, "n_heads": 3, "mlp_hidden_size": 10, "vocab_size": 11}
 
 
@@ -167,6 +224,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(positions):
     assert len(calls) == 3
 
 
+def test_gradient_checkpointing_by_configuration():
+    """Under whichever name the version of transformers calls it."""
+    for asked in (False, True):
+        policy = build_policy(ModelConfig(init="tiny", gradient_checkpointing=asked))
+        assert policy.model.gradient_checkpointing == asked
+
+
 def test_saved_and_loaded(tmp_path):
     model = make_model(n_kv_heads=1, embedding_size=16)
     model.save_pretrained(tmp_path)
@@ -191,6 +255,13 @@ def test_published_tensor_names():
     assert names == {f"model.transformer.{name}.weight" for name in expected}
 
 
+def test_published_shape_has_the_published_number_of_weights():
+    with torch.device("meta"):
+        model = LLaDAModelLM(LLaDAConfig())
+    assert len(model.state_dict()) == 291
+    assert sum(p.numel() for p in model.parameters()) == 8_015_581_184
+
+
 def test_published_configuration_is_the_default():
     config = LLaDAConfig()
     assert (config.d_model, config.n_heads, config.n_kv_heads, config.n_layers) == (4096, 32, 32, 32)
@@ -198,7 +269,70 @@ def test_published_configuration_is_the_default():
     assert (config.vocab_size, config.embedding_size, config.mask_token_id) == (126464, 126464, 126336)
 
 
-@pytest.mark.parametrize("key", ["weight_tying", "alibi", "include_bias", "scale_logits"])
-def test_what_is_not_computed_is_refused(key):
-    with pytest.raises(ValueError, match=key):
-        LLaDAConfig(**{key: True})
+def test_published_configuration_loads_without_a_word_and_is_kept(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    with silence():
+        config = LLaDAConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    # Written by the library for itself, or of no meaning to a model without a causal cache.
+    for key in PUBLISHED.keys() - {"transformers_version", "use_cache", "architectures"}:
+        assert getattr(config, key) == PUBLISHED[key], key
+        assert saved.get(key) == PUBLISHED[key], key
+
+
+def test_a_saved_configuration_says_what_the_published_class_would_take_otherwise(tmp_path):
+    LLaDAConfig(**SHAPE).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    # That class has these defaults, and no setter for the names that transformers uses.
+    other = {"block_type": "sequential", "rope": False, "weight_tying": True, "residual_dropout": 0.1}
+    other |= {"attention_dropout": 0.1, "embedding_dropout": 0.1, "activation_type": "swiglu"}
+    assert {key: saved[key] for key in other} == {key: PUBLISHED[key] for key in other}
+    assert saved.keys().isdisjoint({"hidden_size", "num_attention_heads", "num_hidden_layers"})
+
+
+def test_transformers_names_of_the_shape():
+    config = LLaDAConfig(**SHAPE, hidden_size=12, num_attention_heads=3, num_hidden_layers=2)
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (12, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("n_kv_heads", "multi_query", "expected"), [(None, None, 4), (2, None, 2), (None, True, 1), (4, False, 4)]
+)
+def test_number_of_key_heads(n_kv_heads, multi_query, expected):
+    shape = SHAPE | {"n_heads": 4, "n_kv_heads": n_kv_heads, "multi_query_attention": multi_query}
+    assert LLaDAConfig(**shape).n_kv_heads == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weight_tying", True),
+        ("alibi", True),
+        ("include_bias", True),
+        ("scale_logits", True),
+        ("rope", False),
+        ("block_type", "sequential"),
+        ("block_group_size", 2),
+        ("layer_norm_type", "default"),
+        ("layer_norm_with_affine", False),
+        ("activation_type", "gelu"),
+    ],
+)
+def test_what_is_not_computed_is_refused(key, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED | {key: value}))
+    with pytest.raises(ValueError, match=f"config.json: {key} is .*; only .* is computed for llada"):
+        LLaDAConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shard_size", ["4KB", "1GB"])
+@pytest.mark.parametrize("embedding_size", [11, 16])
+def test_weights_load_without_a_word(tmp_path, shard_size, embedding_size):
+    model = make_model(embedding_size=embedding_size)
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (tmp_path / "model.safetensors.index.json").is_file() == (shard_size == "4KB")
+    with silence():
+        loaded = LLaDAModelLM.from_pretrained(tmp_path)
+    ids = torch.tensor(TOKENS[:1])
+    assert loaded(ids).logits.shape == (1, 5, 11)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)

@@ -42,11 +42,20 @@ def _saved(model: nn.Module, name: str) -> PeftModel:
     try:
         config = LoraConfig.from_pretrained(str(folder))
         # A task type would only add a generation interface that a diffusion model has no use for.
-        config.task_type = None
-        return PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=True)
+        config.task_type, config.inference_mode = None, False
+        adapted = PeftModel(model, config)
+        found = adapted.load_adapter(str(folder), "default", is_trainable=True)
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-        line = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"model.adapter: {name!r} does not fit the model ({line})") from None
+        raise _misfit(name, " ".join(str(error).split())) from None
+    # PEFT would train what the file lacks from noise, and drop what the model lacks.
+    for what, keys in (("lacks", found.missing_keys), ("holds in vain", found.unexpected_keys)):
+        if keys:
+            raise _misfit(name, f"it {what} {len(keys)} tensors, {keys[0]} the first")
+    return adapted
+
+
+def _misfit(name: str, reason: str) -> ValueError:
+    return ValueError(f"model.adapter: {name!r} does not fit the model ({reason[:200]})")
 
 
 def _fresh(model: nn.Module, config: ModelConfig, family: Family) -> PeftModel:

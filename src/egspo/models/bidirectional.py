@@ -1,6 +1,8 @@
 """The masked diffusion transformer that the native families share; they differ in names and a few biases."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +15,21 @@ from egspo.models.layers import Block, KVCache, RMSNorm, positions_and_mask, rot
 
 Window = tuple[int, int]
 """Start and end of the part of the sequence that a pass with a filled cache computes."""
+
+
+def keep_to(fixed: Mapping[str, Any], asked: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The keys of ``config.json`` that are computed in one way only, to be saved with the others.
+
+    Raises:
+        ValueError: if another way is asked for.
+    """
+    for key, value in fixed.items():
+        if asked.get(key, value) != value:
+            raise ValueError(
+                f"config.json: {key} is {asked[key]!r}; only {value!r} is computed for {model_type}"
+            )
+    # A null stands for what the published class does without the key.
+    return {key: value for key, value in fixed.items() if value is not None}
 
 
 class BidirectionalLM(PreTrainedModel):
@@ -50,7 +67,12 @@ class BidirectionalLM(PreTrainedModel):
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """PEFT asks by this name, of which transformers 5 warns."""
+        return self.gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **_) -> None:
         """Works in eval mode too, where RL trains so that dropout cannot part the update from the rollout."""
         self.gradient_checkpointing = True
 

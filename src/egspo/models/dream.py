@@ -9,12 +9,18 @@ hidden states; here it is done in float32 at least, as in LLaDA.
 from torch import nn
 from transformers import PretrainedConfig
 
-from egspo.models.bidirectional import BidirectionalLM
+from egspo.models.bidirectional import BidirectionalLM, keep_to
 from egspo.models.family import Family
 from egspo.models.layers import Block, Parts, RMSNorm
 
 # What the published configuration can ask for and this class computes; anything else is refused.
-_FIXED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False, "use_mrope": False}
+_FIXED = {
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "use_mrope": False,
+    "tie_word_embeddings": False,
+}
 
 
 class DreamConfig(PretrainedConfig):
@@ -37,14 +43,10 @@ class DreamConfig(PretrainedConfig):
         eos_token_id: int = 151643,
         pad_token_id: int = 151643,
         initializer_range: float = 0.02,
-        tie_word_embeddings: bool = False,
         **kwargs,
     ):
-        for key, value in _FIXED.items():
-            if kwargs.pop(key, value) != value:
-                raise ValueError(f"config.json: {key} must be {value!r} for model type Dream")
-        if tie_word_embeddings:
-            raise ValueError("config.json: tie_word_embeddings must be False for model type Dream")
+        fixed = keep_to(_FIXED, kwargs, self.model_type)
+        kwargs = {key: value for key, value in kwargs.items() if key not in _FIXED} | fixed
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
@@ -56,9 +58,7 @@ class DreamConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.mask_token_id = mask_token_id
         self.initializer_range = initializer_range
-        super().__init__(
-            eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=False, **kwargs
-        )
+        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
 
     @property
     def init_std(self) -> float:

@@ -76,6 +76,15 @@ class Family:
         config = self.load_config(folder)
         return self.model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
 
+    def longest(self, model: nn.Module) -> int | None:
+        """Longest sequence, prompt and canvas together, if the model says."""
+        tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+        # RoBERTa and its kin count from after the padding token's id, and keep the rows up to there.
+        unused = [
+            table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None
+        ]
+        return (int(getattr(model.config, self.max_length, None) or 0) - max(unused, default=0)) or None
+
 
 def families() -> dict[str, Family]:
     """All families by name."""

@@ -4,17 +4,23 @@ A bidirectional pre-norm transformer: RMSNorm, rotary positions, SwiGLU, no bias
 configuration (``GSAI-ML/LLaDA-8B-Instruct``) so that its checkpoints load as they are.
 """
 
+from typing import ClassVar
+
 from torch import nn
 from transformers import PretrainedConfig
 
-from egspo.models.bidirectional import BidirectionalLM
+from egspo.models.bidirectional import BidirectionalLM, keep_to
 from egspo.models.family import Family
 from egspo.models.layers import Block, Parts, RMSNorm
 
-# What the published configuration can ask for and this class computes; anything else is refused.
+# What the published configuration can ask for and this class computes; anything else is refused. All of it is
+# saved, since the published class takes other defaults where a key is absent.
 _FIXED = {
     "block_type": "llama",
+    "block_group_size": 1,
     "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "bias_for_layer_norm": False,
     "activation_type": "silu",
     "rope": True,
     "alibi": False,
@@ -25,12 +31,19 @@ _FIXED = {
     "scale_logits": False,
     "weight_tying": False,
 }
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "residual_dropout")
 
 
 class LLaDAConfig(PretrainedConfig):
     """LLaDA's published keys. ``embedding_size`` rows are allocated, of which ``vocab_size`` are tokens."""
 
     model_type = "llada"
+    # transformers' own code asks for its own names.
+    attribute_map: ClassVar = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+    }
 
     def __init__(
         self,
@@ -50,12 +63,14 @@ class LLaDAConfig(PretrainedConfig):
         init_std: float = 0.02,
         **kwargs,
     ):
-        for key, value in _FIXED.items():
-            if kwargs.pop(key, value) != value:
-                raise ValueError(f"config.json: {key} must be {value!r} for model type llada")
+        fixed = keep_to(_FIXED, kwargs, self.model_type)
+        for name in (*_FIXED, *self.attribute_map):
+            kwargs.pop(name, None)
+        # The published class reads weight_tying alone; what transformers wrote beside it is its own default.
+        kwargs["tie_word_embeddings"] = False
         self.d_model = d_model
         self.n_heads = n_heads
-        self.n_kv_heads = n_kv_heads or n_heads
+        self.n_kv_heads = n_kv_heads or (1 if kwargs.get("multi_query_attention") else n_heads)
         self.n_layers = n_layers
         self.mlp_hidden_size = mlp_hidden_size
         self.rope_theta = rope_theta
@@ -65,16 +80,8 @@ class LLaDAConfig(PretrainedConfig):
         self.max_sequence_length = max_sequence_length
         self.mask_token_id = mask_token_id
         self.init_std = init_std
-        # transformers' own code asks for these names.
-        self.hidden_size = d_model
-        self.num_attention_heads = n_heads
-        self.num_hidden_layers = n_layers
-        kwargs.pop("tie_word_embeddings", None)
-        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-            kwargs.pop(key, None)
-        super().__init__(
-            eos_token_id=eos_token_id, pad_token_id=pad_token_id, tie_word_embeddings=False, **kwargs
-        )
+        kwargs = dict.fromkeys(_DROPOUTS, 0.0) | kwargs | fixed
+        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
 
 
 class LLaDABlock(Block):

@@ -4,10 +4,20 @@ Its own head is used as it is, but only at the positions asked for. Padding goes
 since such models count positions from the first token.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from egspo.models.family import Family
@@ -17,6 +27,9 @@ CHAT_TEMPLATE = (
     "{{ cls_token or bos_token or '' }}"
     "{% for message in messages %}{{ message['content'] }}{{ sep_token or eos_token }}{% endfor %}"
 )
+
+# Their layers mix neighbours, or all tokens, in ways that no attention mask reaches.
+_HEEDLESS = ("convbert", "fnet", "funnel", "nystromformer", "perceiver", "reformer")
 
 
 def forward(
@@ -37,9 +50,10 @@ def forward(
     place = order.argsort(dim=1)
     wanted = place.gather(1, positions)
     handle = _body(model).register_forward_hook(lambda module, inputs, output: _narrow(output, wanted))
+    mask = attention_mask.gather(1, order).long()
     try:
-        mask = attention_mask.gather(1, order).long()
-        return model(input_ids=input_ids.gather(1, order), attention_mask=mask).logits
+        with _recomputing(model):
+            return model(input_ids=input_ids.gather(1, order), attention_mask=mask).logits
     finally:
         handle.remove()
 
@@ -50,6 +64,23 @@ def _narrow(output, positions: Tensor):
     return output
 
 
+@contextmanager
+def _recomputing(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing, where it is on, also in eval mode, in which RL trains.
+
+    transformers' layers ask themselves whether they train; dropout is in their parts, which still do not.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = layer.training or layer.gradient_checkpointing
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, before, strict=True):
+            layer.training = mode
+
+
 def _body(model: nn.Module) -> nn.Module:
     """The encoder under the head, whatever wraps the model (PEFT, data-parallel)."""
     inner = next(m for m in model.modules() if isinstance(m, PreTrainedModel))
@@ -57,13 +88,15 @@ def _body(model: nn.Module) -> nn.Module:
 
 
 class _Config:
-    """``from_pretrained`` that refuses encoder-decoders, which do not mask what they predict."""
+    """``from_pretrained`` that refuses what cannot be a diffusion LM."""
 
     @staticmethod
     def from_pretrained(folder) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise ValueError(f"{config.model_type} is an encoder-decoder; only encoders can be diffusion LMs")
+        if config.model_type in _HEEDLESS:
+            raise ValueError(f"{config.model_type} lets padding change what it says of the tokens beside it")
         return config
 
 
@@ -74,10 +107,10 @@ class _Model:
         return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
 
     @staticmethod
-    def from_pretrained(folder, **options) -> PreTrainedModel:
-        return AutoModelForMaskedLM.from_pretrained(
-            folder, attn_implementation="sdpa", trust_remote_code=False, **options
-        )
+    def from_pretrained(folder, config: PretrainedConfig, **options) -> PreTrainedModel:
+        fused = MODEL_FOR_MASKED_LM_MAPPING[type(config)]._supports_sdpa
+        options["attn_implementation"] = "sdpa" if fused else "eager"
+        return AutoModelForMaskedLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
 
 
 FAMILY = Family(

@@ -77,12 +77,12 @@ def _byte_level_bpe(folder: Path, settings: dict[str, Any], pretokenizer: str | 
     )
     tokenizer.decoder = decoders.ByteLevel()
     for number, token in _added_tokens(folder, settings):
-        known = tokenizer.token_to_id(token.content)
-        tokenizer.add_tokens([token]) if not token.special else tokenizer.add_special_tokens([token])
-        if known is None and tokenizer.token_to_id(token.content) != number:
+        tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
+        found = tokenizer.token_to_id(token.content)
+        if found != number:
             raise ValueError(
                 f"{FIELD}: {folder}: added token {token.content!r} should have id {number}, "
-                f"but vocab.json leaves it {tokenizer.token_to_id(token.content)}"
+                f"but vocab.json leaves it {found}"
             )
     return tokenizer
 
