@@ -67,6 +67,10 @@ class Family:
         """The configuration of a checkpoint; raises ValueError if it asks for what is not computed."""
         return self.config_class.from_pretrained(folder)
 
+    def build(self, config: Any) -> PreTrainedModel:
+        """A model of a configuration's shape, its weights drawn afresh."""
+        return self.model_class(config)
+
     def load(self, folder: Path, dtype: torch.dtype | str, **options) -> PreTrainedModel:
         """The model of a checkpoint."""
         config = self.load_config(folder)

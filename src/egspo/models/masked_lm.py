@@ -68,7 +68,10 @@ class _Config:
 
 
 class _Model:
-    """``from_pretrained`` with an attention that honours the mask and needs no further package."""
+    """A model with an attention that honours the mask and needs no further package."""
+
+    def __new__(cls, config: PretrainedConfig) -> PreTrainedModel:
+        return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa")
 
     @staticmethod
     def from_pretrained(folder, **options) -> PreTrainedModel:
