@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from egspo.doctor import doctor
+
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
 FAILURES = (errno.ENOSPC, errno.EIO, errno.ENOMEM)
@@ -236,16 +238,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|r
         typer.echo(f"{name:<28} {line}")
 
 
-@app.command()
-def doctor() -> None:
-    """Versions, devices, memory, trackers, caches.
-
-    Example: egspo doctor
-    """
-    from egspo.doctor import findings
-
-    for subject, finding in findings():
-        typer.echo(f"{subject:<16} {finding}")
+app.command()(doctor)
 
 
 def main() -> None:
@@ -268,15 +261,17 @@ def main() -> None:
 
 def _open(kind, settings: list[str]):
     """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
+    from egspo.compose import split_settings
     from egspo.config import load_config
 
-    files = [s for s in settings if "=" not in s or Path(s).is_file()]
-    config = load_config(kind, files, [s for s in settings if s not in files])
+    config = load_config(kind, *split_settings(settings))
     _check_writable(config.output_dir, "output_dir")
     from egspo import registry
+    from egspo.fit import check_memory
     from egspo.policy import build_policy
 
     _quiet()
+    _say(check_memory(config), config)
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     _limit_threads(policy)

@@ -23,7 +23,7 @@ from egspo.sections import ModelConfig
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages made under it that are still alive; those of ``known`` do not count."""
+    """Counts the bytes of storages made under it that are still alive; ``known`` ones do not count."""
 
     def __init__(self, known: Iterable[Tensor] = ()):
         super().__init__()

@@ -6,7 +6,8 @@ The first four stay for the whole run and are counted from the shapes of the par
 runs of one pass each (`egspo.dryrun`); docs/memory.md says what stands behind every part.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +53,12 @@ class Memory:
     optimizer: int
     """Two moments for each trainable weight, in its own precision."""
     gradients: int
-    activations: int
-    """What an update holds at its worst beyond all of the above."""
-    rollout: int
-    """What a rollout holds at its worst; no gradients are kept then."""
-    validation: int
     load: Load
+    activations: int = 0
+    """What an update holds at its worst beyond all of the above."""
+    rollout: int = 0
+    """What a rollout holds at its worst; no gradients are kept then."""
+    validation: int = 0
 
     @property
     def resident(self) -> int:
@@ -72,35 +73,51 @@ class Memory:
         return self.resident + max(self.update, self.rollout, self.validation)
 
 
-def predict(config: BaseRun, prompt: int, ranks: int = 1) -> Memory:
+PHASES = ("update", "rollout", "validation")
+
+
+def predict(config: BaseRun, prompt: int, ranks: int = 1, phases: Collection[str] = PHASES) -> Memory:
     """What a run needs on each of ``ranks`` processes, its prompts padded to ``prompt`` tokens.
+
+    Phases that are not asked for cost no dry run and show as 0.
 
     Raises:
         ValueError: if the model or adapter cannot be found, or is of an unknown kind.
     """
     load = load_of(config, prompt, ranks)
-    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
-    policy = build_shape(config.model, task.max_number_token if task else None)
+    policy = build_shape(config.model, max_number_token(config))
     trainable = [p for p in policy.model.parameters() if p.requires_grad]
-    adapter = sum(_size(p) for p in trainable) if _adapted(config) else 0
-    weights, unpacked = _weights(policy, config)
     held = sum(_size(p) for p in trainable)
-    # Data-parallel buckets hold a second copy of the gradients.
-    gradients = held * (2 if ranks > 1 else 1)
-    update = peak_bytes(policy, lambda: _update(policy, config, load), load.several)
-    activations = max(update + unpacked - (0 if load.several else held), _step_bytes(trainable), 0)
-    beta = isinstance(config, RLRun) and config.objective.beta > 0
-    return Memory(
+    adapter = held if is_adapted(config) else 0
+    weights, unpacked = _weights(policy, config)
+    copied = isinstance(config, RLRun) and config.objective.beta > 0 and not adapter
+    memory = Memory(
         weights=weights,
-        reference=weights if beta and not adapter else 0,
+        reference=weights if copied else 0,
         adapter=adapter,
         optimizer=2 * held,
-        gradients=gradients,
-        activations=activations,
-        rollout=_rollout_bytes(policy, config, load) + unpacked if load.rollout_rows else 0,
-        validation=_validation_bytes(policy, config, load) + unpacked if load.validation_rows else 0,
+        # Data-parallel buckets hold a second copy of the gradients.
+        gradients=held * (2 if ranks > 1 else 1),
         load=load,
     )
+    if "update" in phases:
+        update = peak_bytes(policy, lambda: _update(policy, config, load), load.several)
+        made = update + unpacked - (0 if load.several else held)
+        memory = replace(memory, activations=max(made, _step_bytes(trainable)))
+    for phase, work in _generations(policy, config, load).items():
+        if phase in phases:
+            memory = replace(memory, **{phase: peak_bytes(policy, work, False) + unpacked})
+    return memory
+
+
+def max_number_token(config: BaseRun) -> int | None:
+    """What a tiny tokenizer made for the run's task is asked to have."""
+    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    return task.max_number_token if task else None
+
+
+def is_adapted(config: BaseRun) -> bool:
+    return config.model.use_peft or config.model.adapter is not None
 
 
 # ---- how much goes through at a time -------------------------------------------------------------------
@@ -186,20 +203,16 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _adapted(config: BaseRun) -> bool:
-    return config.model.use_peft or config.model.adapter is not None
-
-
 def _weights(policy: ShapePolicy, config: BaseRun) -> tuple[int, int]:
     """Bytes of the weights without adapter, and of the largest one unpacked from 4 bits (0: none is packed).
 
     Packed are the linear layers but the last; all else stays in ``model.dtype``.
     """
-    frozen = [p for p in policy.model.parameters() if not (p.requires_grad and _adapted(config))]
+    frozen = [p for p in policy.model.parameters() if not (p.requires_grad and is_adapted(config))]
     total = sum(_size(p) for p in frozen)
     if not config.model.load_in_4bit:
         return total, 0
-    inner = policy.model.get_base_model() if _adapted(config) else policy.model
+    inner = policy.model.get_base_model() if is_adapted(config) else policy.model
     head = inner.get_output_embeddings()
     linear = (m for m in inner.modules() if isinstance(m, nn.Linear) and m is not head)
     packed = [m.weight for m in linear if any(m.weight is p for p in frozen)]
@@ -251,20 +264,22 @@ def _update(policy: ShapePolicy, config: BaseRun, load: Load) -> None:
     loss.backward()
 
 
-def _rollout_bytes(policy: ShapePolicy, config: RLRun, load: Load) -> int:
-    objective = registry.load("objectives", config.objective.name)(config.objective)
-    one_step, rows = objective.wants_step_values, load.rollout_rows
-    work = _denoise(policy, config.sampler, load.prompt, rows, one_step)
-    return peak_bytes(policy, work, with_gradients=False)
+def _generations(policy: ShapePolicy, config: BaseRun, load: Load) -> dict[str, Callable[[], None]]:
+    """The passes that generate, by phase."""
+    found = {}
+    if load.rollout_rows:
+        objective = registry.load("objectives", config.objective.name)(config.objective)
+        one_step, rows = objective.wants_step_values, load.rollout_rows
+        found["rollout"] = _denoise(policy, config.sampler, load.prompt, rows, one_step)
+    if load.validation_rows:
+        sampler = eval_sampler(config.sampler, config.eval)
+        found["validation"] = _denoise(policy, sampler, load.prompt, load.validation_rows, one_step=False)
+    return found
 
 
-def _validation_bytes(policy: ShapePolicy, config: BaseRun, load: Load) -> int:
-    sampler = eval_sampler(config.sampler, config.eval)
-    work = _denoise(policy, sampler, load.prompt, load.validation_rows, one_step=False)
-    return peak_bytes(policy, work, with_gradients=False)
-
-
-def _denoise(policy: ShapePolicy, sampler: SamplerConfig, prompt: int, rows: int, one_step: bool):
+def _denoise(
+    policy: ShapePolicy, sampler: SamplerConfig, prompt: int, rows: int, one_step: bool
+) -> Callable[[], None]:
     """The first denoising steps, which have the most masked positions, as `egspo.rollout` does them.
 
     Two of them: the logits of a step are there until those of the next one are.
