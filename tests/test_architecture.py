@@ -25,7 +25,7 @@ LAYERS = (
     ("evaluation", "grading", "trace"),
     ("sft", "trainer"),
     ("report",),
-    ("dryrun", "capacity", "memory", "fit", "doctor", "listing", "cli"),
+    ("footprint", "capacity", "memory", "fit", "doctor", "listing", "cli"),
     ("__init__", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

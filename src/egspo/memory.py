@@ -3,7 +3,7 @@
     peak = weights + reference + adapter + optimizer + max(gradients + activations, rollout, validation)
 
 The first four stay for the whole run and are counted from the shapes of the parameters. The phases are dry
-runs of one pass each (`egspo.dryrun`); docs/memory.md says what stands behind every part.
+runs of one pass each (`egspo.footprint`); docs/memory.md says what stands behind every part.
 """
 
 from collections.abc import Callable, Collection
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from egspo import registry
 from egspo.config import BaseRun, RLRun, SamplerConfig, SFTRun
-from egspo.dryrun import ShapePolicy, build_shape, peak_bytes
+from egspo.footprint import ShapePolicy, build_shape, peak_bytes
 from egspo.evaluation import eval_sampler
 from egspo.likelihood import guided_logits
 from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp
