@@ -52,10 +52,11 @@ def from_base(base: Path) -> list[str]:
 
 
 def trainer(folder: Path, *overrides: str, dtype=torch.float32, kind=Trainer, **arguments) -> Trainer:
-    """A trainer of the toy task, with a policy of its own."""
+    """A trainer of the toy task, with a policy of its own; ``dtype`` None leaves it as it is configured."""
     config = rl_config(folder, *overrides)
     policy = build_policy(config.model, config.seed)
-    policy.model.to(dtype)
+    if dtype is not None:
+        policy.model.to(dtype)
     return kind(policy, registry.load("tasks", config.task.name)(config.task), config, **arguments)
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("evaluation", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
     ("report",),
-    ("doctor", "dryrun", "listing", "console", "cli"),
+    ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "cli"),
     ("__init__", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

@@ -14,6 +14,7 @@ import pytest
 import runs
 from egspo import cli, registry
 from egspo.compose import recipe_folder
+from egspo.models.llada import LLaDAConfig
 from egspo.models.source import shipped_models
 from egspo.policy import load_policy
 from egspo.rollout import generate
@@ -477,6 +478,42 @@ def test_doctor_finds_what_there_is():
     found = {line.split()[0]: line for line in ended.out.splitlines()}
     assert found.keys() >= {"python", "torch", "transformers", "device", "cpu", "memory", "trackers"}
     assert "toy" in found["tasks"]
+
+
+def test_doctor_predicts_the_memory_of_a_run(tmp_path: Path):
+    ended = runs.egspo("doctor", "--config", "debug/toy", "train.microbatch_size=8", "--memory", "2")
+    assert ended.code == 0
+    parts = {line.split()[0]: line.split()[1:] for line in ended.out.splitlines()}
+    assert parts["available"] == ["2.0", "GiB"]
+    assert "while updating: 8 canvases x (4 + 2) tokens, 1 of them scored\n" in ended.out
+    assert float(parts["peak"][0]) > float(parts["weights"][0])
+    assert ended.out.endswith("fits\n")
+    ended = runs.egspo("doctor", "debug/toy", "--memory", "0.003")
+    assert ended.code == 2
+    assert "peak" in ended.out
+    assert ended.err.startswith("egspo: train.microbatch_size: 256 needs ")
+    assert runs.egspo("doctor", "debug/toy", "sed=1").code == 2
+    # An SFT run is one that has its section.
+    assert runs.egspo("doctor", "sudoku/task", "sudoku/sft").code == 0
+
+
+def test_doctor_plans_for_a_device_that_is_not_here(tmp_path: Path):
+    """4-bit weights of a model of which there is nothing but its configuration."""
+    LLaDAConfig(d_model=64, n_layers=2, n_heads=4, mlp_hidden_size=96).save_pretrained(tmp_path)
+    settings = [f"model={{model_name_or_path: {tmp_path}, load_in_4bit: true, use_peft: true}}"]
+    ended = runs.egspo("doctor", "debug/toy", "model.init=null", *settings, "train.max_prompt_length=9")
+    assert ended.code == 0, ended
+    assert "in 4 bits" in ended.out
+    assert "x (9 + 2) tokens" in ended.out
+
+
+def test_train_tells_what_it_needs_and_refuses_what_cannot_fit(tmp_path: Path, monkeypatch):
+    settings = ["train", "debug/toy", f"output_dir={tmp_path / 'run'}", "train.max_steps=1"]
+    ended = runs.egspo(*settings)
+    assert re.match(r"memory: about \S+ of \S+ GiB \(weights ", ended.out)
+    monkeypatch.setattr("egspo.fit.available_bytes", lambda: 15 * 2**20)
+    monkeypatch.setattr("egspo.policy.build_policy", lambda *_: pytest.fail("was loaded"))
+    assert "use at most " in refused(*settings)
 
 
 @pytest.mark.parametrize("name", shipped_models())

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from egspo.console import check_writable, limit_threads, quiet, show, show_evaluations, walk_through
+from egspo.doctor import doctor
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
@@ -268,16 +269,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|r
         typer.echo(f"{name:<28} {line}")
 
 
-@app.command()
-def doctor() -> None:
-    """Versions, devices, memory, trackers, caches.
-
-    Example: egspo doctor
-    """
-    from egspo.doctor import findings
-
-    for subject, finding in findings():
-        typer.echo(f"{subject:<16} {finding}")
+app.command()(doctor)
 
 
 def main() -> None:
@@ -302,9 +294,11 @@ def _open(kind, settings: list[str]):
     """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
     config = _read(kind, settings)
     from egspo import registry
+    from egspo.fit import check_memory
     from egspo.policy import build_policy
 
     quiet()
+    _say(check_memory(config), config)
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     limit_threads(policy)
@@ -312,10 +306,10 @@ def _open(kind, settings: list[str]):
 
 
 def _read(kind, settings: list[str]):
+    from egspo.compose import split_settings
     from egspo.config import load_config
 
-    files = [s for s in settings if "=" not in s or Path(s).is_file()]
-    config = load_config(kind, files, [s for s in settings if s not in files])
+    config = load_config(kind, *split_settings(settings))
     check_writable(config.output_dir, "output_dir")
     return config
 

@@ -18,6 +18,12 @@ class ConfigError(ValueError):
         self.problems = list(problems)
 
 
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files (or names of recipes) and ``key=value`` settings of a command line."""
+    files = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    return files, [argument for argument in arguments if argument not in files]
+
+
 def compose(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Files (or names of shipped recipes) and overrides, each over what stands left of it.
 

@@ -1,13 +1,15 @@
-"""What there is to work with: versions, devices, memory, trackers, caches."""
+"""What there is to work with, and what a run would need of it. Heavy imports wait until the command runs."""
 
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import torch
+import typer
 
 from egspo import registry
 from egspo.models.source import shipped_models
@@ -23,10 +25,40 @@ PACKAGES = (
     "pydantic",
 )
 TRACKERS = ("tensorboard", "wandb", "trackio")
+UNKNOWN = "unknown"
+
+
+def doctor(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml... key=value...]", help="as of train and sft")
+    ] = None,
+    config: Annotated[list[str] | None, typer.Option(help="file or recipe, before all others")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GiB of the device to plan for; default: this one's")
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="processes to plan for, each with that memory")] = 1,
+) -> None:
+    """Versions, devices, memory, trackers, caches; or the memory that a configuration needs.
+
+    Example: egspo doctor --config debug/sudoku train.microbatch_size=64
+    """
+    asked = [*(config or []), *(settings or [])]
+    if not asked:
+        for subject, finding in findings():
+            typer.echo(f"{subject:<16} {finding}")
+        return
+    rows, problems = memory_plan(asked, memory, ranks)
+    for part, size, words in rows:
+        typer.echo(f"{part:<12} {size:>8} GiB  {words}".rstrip())
+    if problems:
+        raise ValueError("\n".join(problems))
+    typer.echo("fits" if rows[-1][1] != UNKNOWN else "the system does not say what is available")
 
 
 def findings() -> list[tuple[str, str]]:
     """(subject, finding) pairs, in the order to show them."""
+    import torch
+
     return [
         ("python", platform.python_version()),
         *((name, _version(name)) for name in ("egspo", *PACKAGES)),
@@ -45,6 +77,50 @@ def findings() -> list[tuple[str, str]]:
     ]
 
 
+def memory_plan(
+    settings: Sequence[str], gib: float | None = None, ranks: int = 1
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Rows of what a configuration needs on one of ``ranks`` processes, and what does not fit.
+
+    ``gib`` is the memory of another machine than this one.
+
+    Raises:
+        ConfigError: for an impossible configuration.
+    """
+    from egspo.capacity import available_bytes
+    from egspo.compose import ConfigError
+    from egspo.fit import GIB, prompt_tokens, refuse, table
+    from egspo.memory import predict
+
+    config = _plannable(settings)
+    available = available_bytes() if gib is None else int(gib * GIB)
+    memory = predict(config, prompt_tokens(config), ranks)
+    problems = []
+    if available is not None:
+        try:
+            refuse(config, memory, available, ranks)
+        except ConfigError as error:
+            problems = error.problems
+    shown = UNKNOWN if available is None else f"{available / GIB:.1f}"
+    return [*table(config, memory), ("available", shown, "")], problems
+
+
+def _plannable(settings: Sequence[str]):
+    """A checked configuration, which may ask for the 4-bit weights that only another machine can load."""
+    from egspo.compose import compose, split_settings
+    from egspo.config import RLRun, SFTRun, parse_config
+
+    values = compose(*split_settings(settings))
+    kind = SFTRun if "sft" in values and "objective" not in values else RLRun
+    model = values.get("model")
+    packed = isinstance(model, dict) and model.get("load_in_4bit") is True and not model.get("init")
+    if not packed:
+        return parse_config(kind, values)
+    values["model"] = {key: value for key, value in model.items() if key != "load_in_4bit"}
+    config = parse_config(kind, values)
+    return config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": True})})
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -53,6 +129,8 @@ def _version(name: str) -> str:
 
 
 def _device() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "cpu (no CUDA device)"
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]

@@ -175,6 +175,7 @@ class TrainConfig(Section):
     eval_steps: int = Field(0, ge=0, description="iterations between validations; 0: none")
     load_best_model_at_end: bool = Field(False, description="keep the model of the best validation")
     num_transcripts: int = Field(2, ge=0, description="samples written to transcripts.jsonl each iteration")
+    check_memory: bool = Field(True, description="refuse a run that is predicted not to fit")
     permute_rewards: bool = Field(
         False, description="control run: rewards shuffled over the batch; must not improve anything"
     )
@@ -210,6 +211,7 @@ class SFTConfig(Section):
         200, ge=0, description="optimizer steps between checkpoints; 0: none but the last"
     )
     eval_steps: int = Field(0, ge=0, description="optimizer steps between validations; 0: none")
+    check_memory: bool = Field(True, description="refuse a run that is predicted not to fit")
     target_score: float | None = Field(
         None, gt=0, le=1, description="stop once the validation accuracy reaches it: RL needs a mediocre base"
     )

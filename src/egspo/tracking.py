@@ -24,7 +24,7 @@ from rich.progress import (
 from egspo.config import BaseRun, TrackingConfig
 
 # What may differ between a run and its resumption.
-_FREE = ("output_dir", "resume", "tracking")
+_FREE = ("output_dir", "resume", "tracking", "train.check_memory", "sft.check_memory")
 
 
 class RunFolder:
@@ -58,7 +58,7 @@ class RunFolder:
             _write_whole(file, json.dumps(values, indent=2) + "\n")
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        changed = [key for key in _differences(old, new) if key.split(".")[0] not in _FREE]
+        changed = [key for key in _differences(old, new) if not {key, key.split(".")[0]} & {*_FREE}]
         if changed:
             raise ValueError(
                 f"output_dir: {self.path} holds a run of another configuration "

@@ -104,13 +104,17 @@ class _Model:
     """A class of model with an attention that honours the mask and needs no further package."""
 
     def __new__(cls, config: PretrainedConfig) -> PreTrainedModel:
-        return AutoModelForMaskedLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+        options = {"attn_implementation": _attention(config), "trust_remote_code": False}
+        return AutoModelForMaskedLM.from_config(config, **options)
 
     @staticmethod
     def from_pretrained(folder, config: PretrainedConfig, **options) -> PreTrainedModel:
-        fused = MODEL_FOR_MASKED_LM_MAPPING[type(config)]._supports_sdpa
-        options["attn_implementation"] = "sdpa" if fused else "eager"
+        options["attn_implementation"] = _attention(config)
         return AutoModelForMaskedLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+
+
+def _attention(config: PretrainedConfig) -> str:
+    return "sdpa" if MODEL_FOR_MASKED_LM_MAPPING[type(config)]._supports_sdpa else "eager"
 
 
 FAMILY = Family(

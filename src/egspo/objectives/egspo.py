@@ -172,7 +172,7 @@ class Objective(base.Objective):
         weight = (views.weight / count)[..., None] * scored
         return log_ratio, views.advantages[..., None].expand_as(log_ratio), weight
 
-    def _kl(self, scores: Scores, reference: Scores, views: Views) -> Float[Tensor, "batch views"]:
+    def _kl(self, scores: Scores, reference: Scores | None, views: Views) -> Float[Tensor, "batch views"]:
         """Summed (or averaged) over the tokens of the step."""
         if self.config.kl == "exact":
             each = scores.exact_kl
