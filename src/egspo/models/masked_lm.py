@@ -104,8 +104,9 @@ class _Model:
     """A class of model with an attention that honours the mask and needs no further package."""
 
     def __new__(cls, config: PretrainedConfig) -> PreTrainedModel:
-        options = {"attn_implementation": _attention(config), "trust_remote_code": False}
-        return AutoModelForMaskedLM.from_config(config, **options)
+        return AutoModelForMaskedLM.from_config(
+            config, attn_implementation=_attention(config), trust_remote_code=False
+        )
 
     @staticmethod
     def from_pretrained(folder, config: PretrainedConfig, **options) -> PreTrainedModel:
