@@ -144,12 +144,18 @@ def test_a_saved_adapter_is_counted_as_it_will_be(tmp_path: Path):
 
 def test_a_masked_language_model_of_transformers_too(tmp_path: Path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    config = BertConfig(vocab_size=103, max_position_embeddings=5, **sizes).to_dict()
-    model = checkpoint(tmp_path / "bert", config)
-    found = told("train", "debug/toy", "model.init=null", model, "model.use_peft=true", "model.lora_r=1")
-    assert ": masked_lm, " in found["model"]
+    settings = ["debug/toy", "model.init=null", "model.use_peft=true", "model.lora_r=1"]
     # Four tokens of prompt and two of canvas.
-    assert found["WARNING"] == "up to 6 tokens; the model is made for 5"
+    for longest in (6, 5):
+        config = BertConfig(vocab_size=103, max_position_embeddings=longest, **sizes).to_dict()
+        model = checkpoint(tmp_path / f"bert-{longest}", config)
+        if longest == 6:
+            assert ": masked_lm, " in told("train", *settings, model)["model"]
+        else:
+            ended = runs.egspo("train", *settings, model, "--dry-run")
+            assert ended.code == 2
+            words = "sampler.max_completion_length: 2 after a prompt of 4 tokens exceeds the model's 5"
+            assert words in ended.err
 
 
 def test_what_cannot_be_reached_is_said_and_the_rest_goes_on():

@@ -18,6 +18,7 @@ from egspo.models.family import Family, family_of
 from egspo.models.source import Unreachable
 from egspo.models.tokenizers import load_tokenizer
 from egspo.policy import Policy, read_config
+from egspo.rollout import check_sampler
 from egspo.tasks.base import Task
 from egspo.types import Prompt
 
@@ -81,12 +82,8 @@ def _prompts(config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt]) 
             if prompt.solution is not None:
                 policy.encode_completion(prompt.solution, canvas)
     skipped = f"{problems.skipped} skipped as longer than {field} {longest}"
-    found = [("prompts", f"{len(problems)} of {min(lengths)} to {max(lengths)} tokens, {skipped}")]
-    if policy.max_length is not None and max(lengths) + canvas > policy.max_length:
-        found.append(
-            ("WARNING", f"up to {max(lengths) + canvas} tokens; the model is made for {policy.max_length}")
-        )
-    return found
+    check_sampler(policy, config.sampler, max(lengths))
+    return [("prompts", f"{len(problems)} of {min(lengths)} to {max(lengths)} tokens, {skipped}")]
 
 
 def _of(config: BaseRun):

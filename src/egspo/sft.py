@@ -19,7 +19,7 @@ from egspo.ops import masking, noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
-from egspo.rollout import pad_prompts
+from egspo.rollout import check_sampler, pad_prompts
 from egspo.settings import save_settings
 from egspo.tasks.base import Task
 from egspo.tracking import Mirror, RunFolder, Screen, peak_memory_gb, start_accelerator
@@ -47,6 +47,7 @@ class SFTTrainer:
         self.problems = encode_problems(
             policy, self._examples(), config.sft.max_prompt_length, "sft.max_prompt_length"
         )
+        check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
         length = config.sampler.max_completion_length
         self.canvases = torch.tensor(
             [policy.encode_completion(p.solution, length) for p in self.problems.prompts]
