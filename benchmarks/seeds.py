@@ -7,7 +7,8 @@ Each seed trains its own base and its own policy, one process a run, and is eval
 same held-out problems with the same greedy sampler. Problems and split are of another task seed than the
 recipes', which were chosen on theirs. ``--control`` trains on rewards permuted over the batch instead.
 Finished runs are kept, so an interrupted command goes on. Raw runs and the table go to
-``benchmarks/results/``.
+``benchmarks/results/``; a seed that is there is not run again, so that a table can grow: delete its folder to
+make it anew.
 """
 
 import argparse
@@ -49,7 +50,10 @@ def parse() -> argparse.Namespace:
 
 
 def run_seed(options: argparse.Namespace, label: str, seed: int) -> dict:
-    """One seed from random weights to both evaluations."""
+    """One seed from random weights to both evaluations, unless its results are there."""
+    target = options.results / label / f"seed-{seed}"
+    if (target / "test-after.json").is_file():
+        return read_row(target, seed)
     base, run = options.runs / f"{options.task}-sft-{seed}", options.runs / f"{label}-{seed}"
     common = [f"task.seed={options.task_seed}", f"seed={seed}"]
     egspo("sft", f"{options.task}/task", f"{options.task}/sft", f"output_dir={base}", *common)
@@ -60,7 +64,8 @@ def run_seed(options: argparse.Namespace, label: str, seed: int) -> dict:
     for name, model in (("test-before", base), ("test-after", run)):
         if not (run / "eval" / f"{name}.json").is_file():
             egspo("eval", str(model), "--out", str(run / "eval" / f"{name}.json"))
-    return collect(run, options.results / label / f"seed-{seed}", seed)
+    collect(run, target)
+    return read_row(target, seed)
 
 
 def egspo(*arguments: str) -> None:
@@ -68,17 +73,22 @@ def egspo(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "egspo", *arguments], check=True, env=environment)
 
 
-def collect(run: Path, target: Path, seed: int) -> dict:
-    """Copy what a reader needs to check the table."""
+def collect(run: Path, target: Path) -> None:
+    """Copy what a reader needs to check the table; the last file says that all are there."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", target)
     with gzip.open(target / "metrics.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write((run / "metrics.jsonl").read_text(encoding="utf-8"))
-    scores = {}
     for name in ("test-before", "test-after"):
         shutil.copy(run / "eval" / f"{name}.json", target)
-        scores[name] = json.loads((run / "eval" / f"{name}.json").read_text(encoding="utf-8"))
-    last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+
+
+def read_row(target: Path, seed: int) -> dict:
+    """A line of the table from a seed's results."""
+    names = ("test-before", "test-after")
+    scores = {name: json.loads((target / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    with gzip.open(target / "metrics.jsonl.gz", "rt", encoding="utf-8") as file:
+        last = json.loads(file.readlines()[-1])
     return {
         "seed": seed,
         "n": scores["test-after"]["n"],
@@ -90,11 +100,11 @@ def collect(run: Path, target: Path, seed: int) -> dict:
     }
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by Student's t."""
+def interval(values: list[float]) -> tuple[float, float | None, float | None]:
+    """Mean and its 95 % interval by Student's t, which one value has not."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, float("nan"), float("nan")
+        return mean, None, None
     half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
@@ -108,6 +118,7 @@ def write_table(folder: Path, label: str, rows: list[dict]) -> None:
         "gain": mean,
         "ci95": [low, high],
     }
+    spread = "one seed" if low is None else f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     lines = [
         f"# {label}",
@@ -122,8 +133,7 @@ def write_table(folder: Path, label: str, rows: list[dict]) -> None:
             for r in rows
         ),
         "",
-        f"Mean gain {100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f} "
-        "(Student's t over seeds).",
+        f"Mean gain {100 * mean:+.1f} points, {spread} (Student's t over seeds).",
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
