@@ -1,4 +1,4 @@
-"""Whole folders as they are published: configuration, sharded weights, tokenizer files, code that must not run."""
+"""Whole folders as published: configuration, sharded weights, tokenizer files, code that must not run."""
 
 import json
 
