@@ -298,8 +298,8 @@ def _open(kind, settings: list[str]):
     from egspo.policy import build_policy
 
     quiet()
-    _say(check_memory(config), config)
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    _say(check_memory(config, task=task), config)
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     limit_threads(policy)
     return policy, task, config

@@ -1,20 +1,16 @@
 """A run walked through without its weights: what would be trained, on what, for how long. Writes nothing."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
 
-import torch
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from egspo import registry
 from egspo.config import BaseRun, ModelConfig, SFTRun
 from egspo.data import encode_problems, read_pairs
+from egspo.footprint import build_shape
 from egspo.models import tiny
-from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
-from egspo.models.adapters import adapt, adapter_folder
-from egspo.models.family import Family, family_of
 from egspo.models.source import Unreachable
 from egspo.models.tokenizers import load_tokenizer
 from egspo.policy import Policy, read_config
@@ -96,42 +92,29 @@ def _of(config: BaseRun):
 
 def _model(config: BaseRun, task: Task | None) -> tuple[Policy | None, Findings]:
     """A policy without weights, if a tokenizer is at hand, and what it is."""
-    model = config.model
+    model, number = config.model, task.max_number_token if task else None
     try:
-        folder, family = (None, family_of("llada")) if model.init else read_config(model.model_name_or_path)
+        tokenizer = _tokenizer(model, number)
     except Unreachable as error:
         return None, [(UNCHECKED, f"model, tokenizer, LoRA targets: {_first(error)}")]
-    tokenizer = None
-    if model.init:
-        tokenizer = tiny.build_tokenizer(task.max_number_token if task else None)
-    else:
-        tokenizer = load_tokenizer(folder, family.pretokenizer, family.chat_template)
-    with torch.device("meta"):
-        blank = (
-            tiny.build_model(model.init, tokenizer)
-            if model.init
-            else family.build(family.load_config(folder))
-        )
-        whole = sum(p.numel() for p in blank.parameters())
-        blank, found = _adapted(blank, model, family)
-    trained = sum(p.numel() for p in blank.parameters() if p.requires_grad)
-    name = f"fresh {model.init}" if model.init else model.model_name_or_path
-    about = f"{name}: {family.name}, {_count(whole)} parameters, {_count(trained)} trained"
-    return Policy(blank, tokenizer, name), [("model", about), *found]
-
-
-def _adapted(blank: nn.Module, config: ModelConfig, family: Family) -> tuple[nn.Module, Findings]:
-    if config.adapter is None:
-        return adapt(blank, config, family), []
+    found = [(UNCHECKED, "weights of the adapter")] if model.adapter else []
     try:
-        folder = adapter_folder(config.adapter)
+        shape = build_shape(model, number)
     except Unreachable as error:
-        return blank, [(UNCHECKED, f"adapter: {_first(error)}")]
-    saved = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    fresh = {"adapter": None, "use_peft": True, "lora_r": saved["r"], "lora_alpha": saved["lora_alpha"]}
-    targets = saved["target_modules"]
-    fresh["lora_target_modules"] = sorted(targets) if isinstance(targets, list) else [targets]
-    return adapt(blank, config.model_copy(update=fresh), family), [(UNCHECKED, "weights of the adapter")]
+        found = [(UNCHECKED, f"adapter: {_first(error)}")]
+        shape = build_shape(model.model_copy(update={"adapter": None}), number)
+    trained = sum(p.numel() for p in shape.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in shape.model.parameters() if not p.requires_grad)
+    name = f"fresh {model.init}" if model.init else model.model_name_or_path
+    about = f"{shape.family.name}, {_count(frozen or trained)} parameters, {_count(trained)} trained"
+    return Policy(shape.model, tokenizer, name), [("model", f"{name}: {about}"), *found]
+
+
+def _tokenizer(model: ModelConfig, max_number_token: int | None) -> PreTrainedTokenizerBase:
+    if model.init:
+        return tiny.build_tokenizer(max_number_token)
+    folder, family = read_config(model.model_name_or_path)
+    return load_tokenizer(folder, family.pretokenizer, family.chat_template)
 
 
 def _first(error: Exception) -> str:

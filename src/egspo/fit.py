@@ -12,6 +12,7 @@ from egspo.memory import Memory, is_adapted, max_number_token, predict
 from egspo.models import tiny
 from egspo.models.tokenizers import load_tokenizer
 from egspo.policy import read_config
+from egspo.tasks.base import Task
 
 GIB = 2**30
 NUM_SAMPLED = 256
@@ -25,30 +26,33 @@ ROWS = {
 """The setting that each phase's memory grows with, and the phase in words."""
 
 
-def check_memory(config: BaseRun, prompt: int | None = None, available: int | None = None) -> str:
+def check_memory(
+    config: BaseRun, prompt: int | None = None, available: int | None = None, task: Task | None = None
+) -> str:
     """One line on what a run needs and what there is, before its model is loaded.
 
-    ``prompt`` (tokens) and ``available`` (bytes) are found out unless given.
+    ``prompt`` (tokens) and ``available`` (bytes) are found out unless given; ``task`` is the run's, if it is
+    there already and need not draw its problems twice.
 
     Raises:
         ConfigError: if it cannot fit, unless ``check_memory`` is off, with what to change.
     """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     available = available_bytes() if available is None else available
-    memory = predict(config, prompt_tokens(config) if prompt is None else prompt, ranks)
+    memory = predict(config, prompt_tokens(config, task) if prompt is None else prompt, ranks)
     section = config.sft if isinstance(config, SFTRun) else config.train
     if available is not None and section.check_memory:
         refuse(config, memory, available, ranks)
     return summary(memory, available)
 
 
-def prompt_tokens(config: BaseRun) -> int:
+def prompt_tokens(config: BaseRun, task: Task | None = None) -> int:
     """Tokens of a padded prompt: the longest of 256 of the training problems, else the most allowed.
 
     The latter where there is no tokenizer yet, or the problems are on the hub.
     """
     most = (config.sft if isinstance(config, SFTRun) else config.train).max_prompt_length
-    tokenizer, messages = _tokenizer(config), _messages(config)
+    tokenizer, messages = _tokenizer(config), _messages(config, task)
     if not messages or tokenizer is None or tokenizer.chat_template is None:
         return most
     texts = [
@@ -58,14 +62,15 @@ def prompt_tokens(config: BaseRun) -> int:
     return max((n for n in lengths if n <= most), default=most)
 
 
-def _messages(config: BaseRun) -> list:
+def _messages(config: BaseRun, task: Task | None) -> list:
     """Chat messages of some problems, spread over all of them."""
     if isinstance(config, SFTRun) and config.sft.dataset is not None:
         return []
     if isinstance(config, SFTRun) and config.sft.data is not None:
         problems = read_pairs(config.sft.data)
     else:
-        problems = registry.load("tasks", config.task.name)(config.task).load("train")
+        task = task or registry.load("tasks", config.task.name)(config.task)
+        problems = task.load("train")
     return [problem.messages for problem in problems[:: max(1, len(problems) // NUM_SAMPLED)]]
 
 

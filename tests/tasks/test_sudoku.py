@@ -282,7 +282,7 @@ def test_training_file_gives_no_puzzle_of_test_or_validation(tmp_path):
     assert [prompt.fields["puzzle"] for prompt in task.load("train")] == [PUZZLE]
     path.write_text("\n".join(["puzzle", *(prompt.fields["puzzle"] for prompt in test)]))
     with pytest.raises(ValueError, match=r"task.train_data: .* no problem that is not in validation or test"):
-        task.load("train")
+        make(train_data=path, num_test=50).load("train")
 
 
 def test_a_test_file_that_needs_every_grid_leaves_none_to_train_on(tmp_path):

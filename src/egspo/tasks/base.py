@@ -79,6 +79,7 @@ class Task(ABC):
 
     def __init__(self, config: TaskConfig):
         self.config = config
+        self._loaded: dict[str, Sequence[Prompt]] = {}
         self._check_weights("reward_weights", config.reward_weights)
         self._check_weights("step_reward_weights", config.step_reward_weights or {})
 
@@ -88,14 +89,17 @@ class Task(ABC):
         return None
 
     def load(self, split: str) -> Sequence[Prompt]:
-        """Problems of ``train``, ``validation`` or ``test``: the same list each time for the same settings.
+        """Problems of ``train``, ``validation`` or ``test``: the same list each time for the same settings,
+        made once.
 
         Raises:
             ValueError: for an unknown split, a broken file (with file and line) or an impossible setting.
         """
         if split not in SPLITS:
             raise ValueError(f"split: {split!r} is unknown; give one of {', '.join(SPLITS)}")
-        return self._load(split)
+        if split not in self._loaded:
+            self._loaded[split] = self._load(split)
+        return self._loaded[split]
 
     @abstractmethod
     def _load(self, split: str) -> Sequence[Prompt]:
@@ -191,7 +195,7 @@ class GeneratedTask(Task):
     def _held_out(self, split: str) -> set[Hashable]:
         """Keys of the problems of the splits after this one."""
         later = SPLITS[SPLITS.index(split) + 1 :]
-        return {self._key(prompt.fields) for other in later for prompt in self._load(other)}
+        return {self._key(prompt.fields) for other in later for prompt in self.load(other)}
 
     def _read(self, path: Path, field: str, split: str) -> list[Prompt]:
         problems = read_records(path, f"task.{field}", lambda row: self._parse(row, split))
