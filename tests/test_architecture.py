@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "egspo"
 # which may import each other.
 LAYERS = (
     ("types", "registry"),
-    ("ops", "answers", "records", "hub"),
+    ("ops", "answers", "records", "hub", "sandbox"),
     ("objectives", "tasks"),
     ("compose", "sections", "config"),
     ("models", "policy"),

@@ -260,7 +260,7 @@ def test_eval_takes_settings_of_task_and_sampler(run: Path, tmp_path: Path):
 
 def test_eval_refuses_what_it_cannot_do(run: Path, tmp_path: Path):
     assert refused("eval", str(run), "train.max_steps=3") == (
-        "train.max_steps=3: only task.NAME=value and sampler.NAME=value can be set here"
+        "train.max_steps=3: only task.NAME=value or sampler.NAME=value or sandbox.NAME=value can be set here"
     )
     assert refused("eval", str(run), "sampler.stepps=1").startswith("sampler.stepps: unknown key; ")
     assert refused("eval", str(run), "--length", "3") == (
@@ -432,7 +432,7 @@ def test_grade_refuses_what_it_cannot_do(tmp_path: Path):
     assert refused("grade", "--task", "tooy", file) == "task.name: unknown task 'tooy'; did you mean 'toy'?"
     # There is nothing to sample here.
     assert refused("grade", "--task", "toy", file, "sampler.temperature=1") == (
-        "sampler.temperature=1: only task.NAME=value can be set here"
+        "sampler.temperature=1: only task.NAME=value or sandbox.NAME=value can be set here"
     )
     assert runs.egspo("grade", "--task", "toy", str(tmp_path / "no.jsonl")).code == 2
 

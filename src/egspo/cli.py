@@ -35,6 +35,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check all but the weigh
 Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
 TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
 Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
+AllowUnsafe = Annotated[
+    bool, typer.Option("--allow-unsafe", help="execute model-written code even where no sandbox works")
+]
 Data = Annotated[Path | None, typer.Option(help="file of problems instead of the task's own")]
 
 
@@ -92,6 +95,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="problems at most")] = None,
     seed: Annotated[int, typer.Option(help="matters only at a temperature above 0")] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    allow_unsafe: AllowUnsafe = False,
     out: Annotated[
         Path | None, typer.Option(help="summary as FILE.json, items beside it as FILE.jsonl")
     ] = None,
@@ -107,7 +111,7 @@ def evaluate(
     if out is not None:
         check_writable(out.parent, "--out")
     policy = _load(model, adapter)
-    problems = task_of(policy, task, data, overrides or [])
+    problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
     samplers = samplers_of(policy, length or [], steps, overrides or [])
     for sampler in samplers:
@@ -135,6 +139,7 @@ def grade(
     overrides: Overrides = None,
     task: Annotated[str, typer.Option("--task", help="whose rules")] = ...,
     grader: Annotated[str, typer.Option(help="default or paper")] = "default",
+    allow_unsafe: AllowUnsafe = False,
     out: Annotated[Path | None, typer.Option(help="verdicts as JSON lines")] = None,
 ) -> None:
     """Grade saved generations; no model needed.
@@ -149,7 +154,7 @@ def grade(
         raise ValueError(f"--grader: {grader!r} is unknown; give default or paper")
     if out is not None:
         check_writable(out.parent, "--out")
-    problems = task_of(None, task, None, overrides or [])
+    problems = task_of(None, task, None, overrides or [], allow_unsafe)
     verdicts = list(grade_file(problems, generations, grader))
     lines = "".join(json.dumps(verdict) + "\n" for verdict in verdicts)
     if out is not None:
@@ -299,6 +304,8 @@ def _open(kind, settings: list[str]):
 
     quiet()
     task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    if task is not None:
+        task.prepare(config.sandbox)
     _say(check_memory(config, task=task), config)
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     limit_threads(policy)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
 from egspo import hub, registry
 from egspo.compose import ConfigError, compose
 from egspo.objectives.base import ObjectiveConfig
+from egspo.sandbox import SandboxConfig
 from egspo.sections import (
     EvalConfig,
     ModelConfig,
@@ -34,6 +35,7 @@ class BaseRun(Section):
     sampler: SamplerConfig = SamplerConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
+    sandbox: SandboxConfig = SandboxConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def problems(self) -> list[str]:

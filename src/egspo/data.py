@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from egspo.hub import DatasetSplit, read_split
 from egspo.ops import noise
 from egspo.policy import Policy
 from egspo.records import read_rows
@@ -61,12 +62,7 @@ def read_pairs(path: Path) -> list[Prompt]:
 
 def load_hub_pairs(name: str, split: str) -> list[Prompt]:
     """Prompt-completion pairs of a hub data set (needs ``egspo[data]``)."""
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise ValueError("sft.dataset: needs the datasets library; pip install 'egspo[data]'") from None
-    rows = load_dataset(name, split=split)
-    return [as_pair(row, f"{name}[{split}] row {i}") for i, row in enumerate(rows)]
+    return [as_pair(row, place) for place, row in read_split(DatasetSplit(name, split), "sft.data")]
 
 
 def as_pair(row: dict[str, Any], place: str) -> Prompt:

@@ -1,7 +1,46 @@
-"""What can be known of the hub without asking it: names of repositories, and whether one is logged in."""
+"""The hub: names of repositories, whether one is logged in, and rows of data sets."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """A split of a data set on the hub; ``config`` is what the hub calls its subset."""
+
+    name: str
+    split: str
+    config: str | None = None
+
+
+def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, Any]]]:
+    """Place and columns, named in lower case, of every row; fetched once, then from the hub's own cache.
+
+    Raises:
+        ValueError: if the library is missing or the data set cannot be had; ``field`` is the setting that
+            a file can be given as instead.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(
+            f"{field}: {source.name!r} needs the datasets library; pip install 'egspo[data]', or give a file"
+        ) from None
+    try:
+        rows = load_dataset(source.name, source.config, split=source.split)
+    except Exception as error:  # the library raises many kinds: no network, no such name, no such split
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{field}: {source.name!r} [{source.split}] could not be had from the hub ({reason}); check name "
+            f"and network, or give a file as {field}"
+        ) from error
+    place = f"{source.name}[{source.split}]"
+    return [
+        (f"{place} row {i}", {key.lower(): value for key, value in row.items()}) for i, row in enumerate(rows)
+    ]
+
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(/[\w./-]+)?")
 

@@ -6,21 +6,23 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 Row = dict[str, Any]
 Record = TypeVar("Record")
 
 
 def read_rows(path: Path, field: str) -> list[tuple[int, Row]]:
-    """Line number and columns, named in lower case, of every row of a .jsonl or .csv file, also .gz.
+    """Line number and columns, named in lower case, of every row of a .jsonl, .json or .csv file, also .gz.
+
+    A .json file holds one array of objects; their line is their place in it, from 1.
 
     Raises:
         ValueError: for an unreadable or empty file or a broken row; ``field`` is the setting it came from.
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind not in _READERS:
-        raise ValueError(f"{field}: {path}: unknown kind of file; give .jsonl, .jsonl.gz, .csv or .csv.gz")
+        raise ValueError(f"{field}: {path}: unknown kind of file; give .jsonl, .json or .csv, also gzipped")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             rows = list(_READERS[kind](file, f"{field}: {path}"))
@@ -39,12 +41,25 @@ def read_records(path: Path, field: str, parse: Callable[[Row], Record]) -> list
     Raises:
         ValueError: as `read_rows`, and with the place of the row for every ``ValueError`` of ``parse``.
     """
+    rows = [(f"{path}:{line}", row) for line, row in read_rows(path, field)]
+    records = parse_rows(rows, parse, f"{field}: ")
+    return [(f"{path.name}{place.removeprefix(str(path))}", record) for place, record in records]
+
+
+def parse_rows(
+    rows: Iterable[tuple[str, Row]], parse: Callable[[Row], Record], prefix: str
+) -> list[tuple[str, Record]]:
+    """The place of each row and what ``parse`` makes of it.
+
+    Raises:
+        ValueError: with the place of the row for every ``ValueError`` of ``parse``.
+    """
     records = []
-    for line, row in read_rows(path, field):
+    for place, row in rows:
         try:
-            records.append((f"{path.name}:{line}", parse(row)))
+            records.append((place, parse(row)))
         except ValueError as error:
-            raise ValueError(f"{field}: {path}:{line}: {error}") from error
+            raise ValueError(f"{prefix}{place}: {error}") from error
     return records
 
 
@@ -70,4 +85,14 @@ def _json_rows(file: Iterable[str], place: str) -> Iterator[tuple[int, Row]]:
         yield line, row
 
 
-_READERS = {"csv": _csv_rows, "jsonl": _json_rows}
+def _array_rows(file: TextIO, place: str) -> Iterator[tuple[int, Row]]:
+    try:
+        rows = json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({getattr(error, 'msg', error)}); correct the file") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{place}: not an array of JSON objects; write one, or JSON lines as .jsonl")
+    yield from enumerate(rows, 1)
+
+
+_READERS = {"csv": _csv_rows, "jsonl": _json_rows, "json": _array_rows}

@@ -46,11 +46,12 @@ class TaskScorer:
 
     def _grade(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Grade]:
         """Equal texts for one problem are graded once: stepwise rewards ask for many."""
-        known: dict[tuple[int, str], Grade] = {}
-        for prompt, text in zip(prompts, texts, strict=True):
-            if (id(prompt), text) not in known:
-                known[id(prompt), text] = self.task.grade(text, prompt.fields)
-        return [known[id(prompt), text] for prompt, text in zip(prompts, texts, strict=True)]
+        keys = [(id(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
+        fields = {id(prompt): prompt.fields for prompt in prompts}
+        different = list(dict.fromkeys(keys))
+        grades = self.task.grade_all([text for _, text in different], [fields[key] for key, _ in different])
+        known = dict(zip(different, grades, strict=True))
+        return [known[key] for key in keys]
 
 
 class FunctionScorer:

@@ -12,6 +12,8 @@ from egspo.policy import Policy
 from egspo.tasks.base import Task
 
 FILE = "egspo.json"
+SECTIONS = ("task", "sampler", "sandbox")
+"""What can be set where a model is used as it was saved."""
 
 
 def save_settings(folder: Path, task: Task | None, sampler: SamplerConfig, about: dict[str, Any]) -> None:
@@ -39,13 +41,19 @@ def _read(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def task_of(policy: Policy | None, name: str | None, data: Path | None, overrides: list[str]) -> Task:
+def task_of(
+    policy: Policy | None,
+    name: str | None,
+    data: Path | None,
+    overrides: list[str],
+    allow_unsafe: bool = False,
+) -> Task:
     """The task to evaluate on: named, else the one the model was trained on, with that one's settings.
 
-    Without a policy there is nothing to sample, and only settings of the task are known.
+    Without a policy there is nothing to sample, and no setting of the sampler is known.
 
     Raises:
-        ValueError: if no task is known or a setting is impossible.
+        ValueError: if no task is known, a setting is impossible, or the task cannot be graded here.
     """
     saved = read_settings(policy).get("task", {}) if policy is not None else {}
     name = name or saved.get("name")
@@ -54,9 +62,13 @@ def task_of(policy: Policy | None, name: str | None, data: Path | None, override
     values = saved if saved.get("name") == name else {"name": name}
     if data is not None:
         values = values | {"data": data}
-    sections = ("task",) if policy is None else ("task", "sampler")
-    config = parse_section(RLRun, "task", merge(values, _overrides(overrides, sections)["task"]))
-    return registry.load("tasks", config.name)(config)
+    sections = ("task", "sandbox") if policy is None else SECTIONS
+    given = _overrides(overrides, sections)
+    config = parse_section(RLRun, "task", merge(values, given["task"]))
+    task = registry.load("tasks", config.name)(config)
+    unsafe = {"allow_unsafe": True} if allow_unsafe else {}
+    task.prepare(parse_section(RLRun, "sandbox", given["sandbox"] | unsafe))
+    return task
 
 
 def samplers_of(
@@ -88,10 +100,8 @@ def _sampler(values: dict[str, Any]) -> SamplerConfig:
     return parse_section(RLRun, "sampler", values)
 
 
-def _overrides(
-    overrides: list[str], sections: tuple[str, ...] = ("task", "sampler")
-) -> dict[str, dict[str, Any]]:
-    """Settings given as ``task.NAME=value`` or ``sampler.NAME=value``, by section.
+def _overrides(overrides: list[str], sections: tuple[str, ...] = SECTIONS) -> dict[str, dict[str, Any]]:
+    """Settings given as ``SECTION.NAME=value``, by section.
 
     Raises:
         ValueError: for any other setting.
@@ -101,7 +111,7 @@ def _overrides(
         parsed = parse_override(override)
         for key, value in parsed.items():
             if key not in sections or not isinstance(value, dict):
-                known = " and ".join(f"{section}.NAME=value" for section in sections)
+                known = " or ".join(f"{section}.NAME=value" for section in sections)
                 raise ValueError(f"{override}: only {known} can be set here")
         values = merge(values, parsed)
     return values

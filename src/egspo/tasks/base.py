@@ -1,17 +1,21 @@
 """What a task is: problems in three splits, a prompt for each, and a grader that can be trusted."""
 
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from egspo.records import Row, read_records
+from egspo.hub import DatasetSplit, read_split
+from egspo.records import Row, parse_rows, read_records
+from egspo.sandbox import SandboxConfig
 from egspo.types import Grade, Prompt
 
 SPLITS = ("train", "validation", "test")
+PromptStyle = Literal["instruct", "compact", "paper"]
 
 
 class TaskConfig(BaseModel):
@@ -22,9 +26,10 @@ class TaskConfig(BaseModel):
     name: str = Field(description="file name of the task")
     data: Path | None = Field(None, description="file of problems to use as the test split")
     seed: int = Field(0, ge=0, description="seed of generated problems and of the split")
-    prompt: Literal["instruct", "compact"] = Field(
+    prompt: PromptStyle = Field(
         "instruct",
-        description="instruct: a worded prompt for pretrained models; compact: symbols only, for tiny ones",
+        description="instruct: a worded prompt for pretrained models; compact: the bare problem, for tiny "
+        "ones; paper: the published prompt",
     )
     reward_weights: dict[str, float] = Field(
         default_factory=dict, description="weights of the final reward's parts, over the task's defaults"
@@ -53,6 +58,20 @@ class GeneratedConfig(TaskConfig):
     train_data: Path | None = Field(None, description="file of training problems (.jsonl or .csv, also .gz)")
 
 
+class DatasetConfig(TaskConfig):
+    """Settings of a task whose problems are a published data set, fetched from the hub or read from files."""
+
+    train_data: Path | None = Field(None, description="file of training problems (.jsonl, .json, .csv, .gz)")
+    num_validation: int = Field(
+        200,
+        ge=1,
+        description="problems kept from the training ones for validation, where there is no such split",
+    )
+    num_test: int = Field(
+        200, ge=1, description="the same for test, where there is no test split and no data"
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """A reward part: what it measures, its default weight, and whether it judges the answer or its form."""
@@ -76,9 +95,15 @@ class Task(ABC):
     grade_fields: ClassVar[tuple[str, ...]]
     """Fields, besides ``generation``, that a line of ``egspo grade`` input needs."""
     Config: ClassVar[type[TaskConfig]] = TaskConfig
+    prompts: ClassVar[tuple[PromptStyle, ...]] = ("instruct", "compact")
+    """Styles of prompt that the task has."""
 
     def __init__(self, config: TaskConfig):
         self.config = config
+        if config.prompt not in self.prompts:
+            raise ValueError(
+                f"task.prompt: {self.name} has no prompt {config.prompt!r}; use {' or '.join(self.prompts)}"
+            )
         self._loaded: dict[str, Sequence[Prompt]] = {}
         self._check_weights("reward_weights", config.reward_weights)
         self._check_weights("step_reward_weights", config.step_reward_weights or {})
@@ -111,6 +136,17 @@ class Task(ABC):
 
         Raises:
             ValueError: if ``fields`` (data, not model output) are not the task's.
+        """
+
+    def grade_all(self, completions: Sequence[str], fields: Sequence[Mapping[str, Any]]) -> list[Grade]:
+        """Judge many completions, each of a problem of its own; as `grade`, at once where that is faster."""
+        return [self.grade(*pair) for pair in zip(completions, fields, strict=True)]
+
+    def prepare(self, sandbox: SandboxConfig) -> None:  # noqa: B027 - most tasks execute nothing
+        """Make ready to grade under these limits; called before any work begins.
+
+        Raises:
+            ValueError: if completions are to be executed, and nothing here can contain them.
         """
 
     def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
@@ -147,18 +183,8 @@ Problem = tuple[dict[str, Any], str | None]
 """Fields of a problem and its solution, if one is known."""
 
 
-class GeneratedTask(Task):
-    """A task that generates its problems; a file given as ``data`` or ``train_data`` replaces a split."""
-
-    config: GeneratedConfig
-
-    @abstractmethod
-    def _generate(self, split: str) -> Sequence[Problem]:
-        """The ``num_*`` problems of a split, none of which equals one of the splits after it.
-
-        Raises:
-            ValueError: if there are fewer, with the setting and how many there are.
-        """
+class ProblemTask(Task):
+    """A task whose problems are fields of a row, a question about them and, if known, a solution."""
 
     @abstractmethod
     def _parse(self, row: Row, split: str) -> Problem | None:
@@ -175,6 +201,34 @@ class GeneratedTask(Task):
     @abstractmethod
     def _question(self, fields: Mapping[str, Any]) -> str:
         """The prompt's text, in the style of the settings."""
+
+    def _completion(self, solution: str) -> str:
+        """A solution as the completion that SFT trains on."""
+        return solution if self.config.prompt == "compact" else f"<answer>\n{solution}\n</answer>"
+
+    def _read(self, path: Path, field: str, split: str) -> list[Prompt]:
+        return self._prompts(read_records(path, f"task.{field}", lambda row: self._parse(row, split)))
+
+    def _prompts(self, problems: Iterable[tuple[str, Problem | None]]) -> list[Prompt]:
+        return [self._prompt(name, *problem) for name, problem in problems if problem is not None]
+
+    def _prompt(self, name: str, fields: dict[str, Any], solution: str | None) -> Prompt:
+        solution = None if solution is None else self._completion(solution)
+        return Prompt(({"role": "user", "content": self._question(fields)},), fields, solution, name)
+
+
+class GeneratedTask(ProblemTask):
+    """A task that generates its problems; a file given as ``data`` or ``train_data`` replaces a split."""
+
+    config: GeneratedConfig
+
+    @abstractmethod
+    def _generate(self, split: str) -> Sequence[Problem]:
+        """The ``num_*`` problems of a split, none of which equals one of the splits after it.
+
+        Raises:
+            ValueError: if there are fewer, with the setting and how many there are.
+        """
 
     def _load(self, split: str) -> list[Prompt]:
         if split == "test" and self.config.data is not None:
@@ -197,11 +251,68 @@ class GeneratedTask(Task):
         later = SPLITS[SPLITS.index(split) + 1 :]
         return {self._key(prompt.fields) for other in later for prompt in self.load(other)}
 
-    def _read(self, path: Path, field: str, split: str) -> list[Prompt]:
-        problems = read_records(path, f"task.{field}", lambda row: self._parse(row, split))
-        return [self._prompt(name, *problem) for name, problem in problems if problem is not None]
 
-    def _prompt(self, name: str, fields: dict[str, Any], solution: str | None) -> Prompt:
-        if solution is not None and self.config.prompt == "instruct":
-            solution = f"<answer>\n{solution}\n</answer>"
-        return Prompt(({"role": "user", "content": self._question(fields)},), fields, solution, name)
+class DatasetTask(ProblemTask):
+    """A task whose problems are a published data set, under its official name on the hub or in files.
+
+    ``data`` holds the test problems and ``train_data`` those to train on; where only one is given, the other
+    is not fetched. Splits that the source does not have are taken out of the training problems, by ``seed``;
+    a training problem that equals one of validation or test is dropped.
+    """
+
+    config: DatasetConfig
+    Config = DatasetConfig
+    prompts: ClassVar[tuple[PromptStyle, ...]] = ("instruct", "compact", "paper")
+    hub: ClassVar[Mapping[str, tuple[DatasetSplit, ...]]]
+    """Data sets by split; a split may be put together of several, and may be missing."""
+
+    def _load(self, split: str) -> list[Prompt]:
+        if split == "test" and self._has_test:
+            return self._source("data", self.config.data, "test")
+        if split == "validation" and self._has_validation:
+            return self._source("train_data", None, "validation")
+        return self._taken_apart()[split]
+
+    @property
+    def _has_test(self) -> bool:
+        return self.config.data is not None or (self.config.train_data is None and "test" in self.hub)
+
+    @property
+    def _has_validation(self) -> bool:
+        return self.config.train_data is None and "validation" in self.hub
+
+    def _source(self, field: str, path: Path | None, split: str) -> list[Prompt]:
+        if path is not None:
+            return self._read(path, field, split)
+        if split not in self.hub:
+            raise ValueError(
+                f"task.{field}: {self.name} has no {split} problems of its own; give a file of them"
+            )
+        rows = [row for part in self.hub[split] for row in read_split(part, f"task.{field}")]
+        return self._prompts(parse_rows(rows, lambda row: self._parse(row, split), f"task.{field}: "))
+
+    def _taken_apart(self) -> dict[str, list[Prompt]]:
+        """The training problems, less those taken out of them for validation and test."""
+        config, known = self.config, set()
+        if self._has_test and (config.data is not None) == (config.train_data is not None):
+            known = {self._key(prompt.fields) for prompt in self.load("test")}
+        if self._has_validation:
+            known |= {self._key(prompt.fields) for prompt in self.load("validation")}
+        given = self._source("train_data", config.train_data, "train")
+        problems = list({self._key(p.fields): p for p in given if self._key(p.fields) not in known}.values())
+        sizes = {
+            "test": 0 if self._has_test else config.num_test,
+            "validation": 0 if self._has_validation else config.num_validation,
+        }
+        if sum(sizes.values()) >= len(problems):
+            raise ValueError(
+                f"task.num_validation: {sizes['validation']} (and {sizes['test']} for test) of "
+                f"{len(problems)} training problems leave none to train on; lower task.num_validation or "
+                "task.num_test, or give more problems"
+            )
+        order = random.Random(f"{config.seed} {self.name}").sample(range(len(problems)), len(problems))
+        validation = sorted(order[: sizes["validation"]])
+        test = sorted(order[sizes["validation"] : sum(sizes.values())])
+        train = sorted(order[sum(sizes.values()) :])
+        splits = {"train": train, "validation": validation, "test": test}
+        return {name: [problems[i] for i in index] for name, index in splits.items()}
