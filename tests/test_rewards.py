@@ -6,7 +6,7 @@ import torch
 from egspo import registry
 from egspo.config import SamplerConfig
 from egspo.ops import noise
-from egspo.rewards import FunctionScorer, TaskScorer, score_batch
+from egspo.rewards import FunctionScorer, Scoring, TaskScorer, score_batch
 from egspo.rollout import pad_prompts, rollout
 from egspo.types import Prompt, Steps
 
@@ -97,6 +97,51 @@ def test_what_a_function_raises_names_it_and_keeps_the_cause():
 def test_functions_need_names_of_their_own():
     with pytest.raises(ValueError, match=r"two functions share a name \(ones, ones\)"):
         FunctionScorer([ones, ones])
+
+
+def whole_batch(prompts, completions, **_) -> list[float]:
+    """A reward that depends on the number of completions it is shown."""
+    return [len(completions)] * len(completions)
+
+
+@pytest.mark.parametrize("functions", [None, [whole_batch]], ids=["grader", "function"])
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_scores_do_not_depend_on_the_parts_of_a_rollout(tiny_policy, functions, size: int):
+    policy, task = tiny_policy(), registry.load_task("toy", prompt="compact", num_symbols=3)
+    scorer = FunctionScorer(functions) if functions else TaskScorer(task)
+    prompts = [prompt for prompt in task.load("train") for _ in range(4)]
+    ids, mask = pad_prompts(policy, policy.encode_prompts([prompt.messages for prompt in prompts]))
+    sampler = SamplerConfig(max_completion_length=4, block_length=4, diffusion_steps=4)
+    seeds = noise.sample_seeds(0, 1, torch.arange(len(prompts)))
+
+    def late(trajectory) -> Steps:
+        index = torch.tensor([[3, 1]]).repeat(len(trajectory.final), 1)
+        return Steps(index, trajectory.final[:, :2] != 0)
+
+    with Scoring(scorer, policy, prompts, late, 2) as scoring:
+        whole = rollout(policy, ids, mask, seeds, sampler, True, size, finished=scoring.add)
+        got = scoring.result(whole)
+    wanted = score_batch(scorer, policy, whole, prompts, late(whole), 2)
+    assert got.completions == wanted.completions and got.one_step_texts == wanted.one_step_texts
+    assert got.grades == wanted.grades
+    assert got.rewards.final.tolist() == wanted.rewards.final.tolist()
+    assert got.rewards.step_values.tolist() == wanted.rewards.step_values.tolist()
+    assert got.rewards.candidates.index.tolist() == wanted.rewards.candidates.index.tolist()
+    assert {k: v.tolist() for k, v in got.rewards.parts.items()} == {
+        k: v.tolist() for k, v in wanted.rewards.parts.items()
+    }
+
+
+def test_what_fails_while_scoring_is_raised_by_the_result(tiny_policy):
+    policy, task = tiny_policy(), registry.load_task("toy", prompt="compact", num_symbols=3)
+    prompts = [Prompt(PROMPTS[0].messages, {}, None, "no answer")] * 2
+    ids, mask = pad_prompts(policy, policy.encode_prompts([prompt.messages for prompt in prompts]))
+    sampler = SamplerConfig(max_completion_length=4, block_length=4, diffusion_steps=4)
+    seeds = noise.sample_seeds(0, 1, torch.arange(2))
+    with Scoring(TaskScorer(task), policy, prompts, lambda part: None, 2) as scoring:
+        whole = rollout(policy, ids, mask, seeds, sampler, finished=scoring.add)
+        with pytest.raises(ValueError, match=r"answer: None; give the expected text"):
+            scoring.result(whole)
 
 
 def test_one_step_completions_of_candidate_states_are_rewarded(tiny_policy):

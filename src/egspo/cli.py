@@ -51,13 +51,14 @@ def sft(settings: Settings, dry_run: DryRun = False) -> None:
 
     if dry_run:
         return walk_through(_read(SFTRun, settings))
+    from egspo.compose import recipes
     from egspo.sft import SFTTrainer
 
     policy, task, config = _open(SFTRun, settings)
     folder = SFTTrainer(policy, task, config).train()
-    _say(
-        f"model: {folder}\nnext:  egspo train sudoku/task sudoku/rl model.model_name_or_path={folder}", config
-    )
+    name = config.task.name if config.task else ""
+    recipe = f"{name}/task {name}/rl" if f"{name}/rl" in recipes() else "CONFIG.yaml"
+    _say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}", config)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from egspo.policy import Policy
 from egspo.tasks.base import Task
-from egspo.types import Grade, Prompt, Rewards, Steps, Trajectory
+from egspo.types import Grade, Prompt, Rewards, Steps, Trajectory, join_tensors
 
 RewardFunc = Callable[..., Sequence[float | None]]
 """``f(prompts, completions, **columns) -> list[float | None]``, TRL's signature; None: does not apply."""
@@ -33,7 +34,9 @@ class TaskScorer:
         self.task = task
         self._final_weights = task.reward_weights
         self._step_weights = task.step_reward_weights
+        self._recent: dict[tuple[int, str], Grade] = {}
         self.part_names = tuple(task.parts)
+        self.by_parts = task.independent
 
     def final(self, prompts: Sequence[Prompt], texts: Sequence[str]):
         """Rewards, parts (name -> one value a text) and grades."""
@@ -45,17 +48,24 @@ class TaskScorer:
         return [_weigh(grade, self._step_weights) for grade in self._grade(prompts, texts)]
 
     def _grade(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Grade]:
-        """Equal texts for one problem are graded once: stepwise rewards ask for many."""
+        """Equal texts for one problem are graded once, also over two calls: the one-step completion of a late
+        state is often the finished text."""
         keys = [(id(prompt), text) for prompt, text in zip(prompts, texts, strict=True)]
         fields = {id(prompt): prompt.fields for prompt in prompts}
-        different = list(dict.fromkeys(keys))
+        different = [key for key in dict.fromkeys(keys) if key not in self._recent]
         grades = self.task.grade_all([text for _, text in different], [fields[key] for key, _ in different])
-        known = dict(zip(different, grades, strict=True))
+        known = self._recent | dict(zip(different, grades, strict=True))
+        self._recent = {key: known[key] for key in keys}
         return [known[key] for key in keys]
 
 
 class FunctionScorer:
-    """Rewards by the user's functions, weighted and summed, for final and one-step completions alike."""
+    """Rewards by the user's functions, weighted and summed, for final and one-step completions alike.
+
+    A function is called in the main thread with the whole batch: it may compare completions.
+    """
+
+    by_parts = False
 
     def __init__(self, functions: Sequence[RewardFunc], weights: Sequence[float] | None = None):
         weights = [1.0] * len(functions) if weights is None else list(weights)
@@ -116,6 +126,59 @@ class FunctionScorer:
 
 
 Scorer = TaskScorer | FunctionScorer
+
+
+class Scoring:
+    """Scores the parts of a rollout in a thread while later parts are denoised.
+
+    Grading is quick, or waits for processes of its own (sandbox, mathematics): either way it hides there.
+    ``candidates_of`` maps a trajectory to the states whose one-step completions are to be scored.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        candidates_of: Callable[[Trajectory], Steps | None],
+        num_generations: int,
+    ):
+        self._scorer, self._policy, self._prompts = scorer, policy, prompts
+        self._candidates_of, self._num_generations = candidates_of, num_generations
+        self._pool = ThreadPoolExecutor(1, "rewards")
+        self._parts: list[Future[Scored]] = []
+
+    def __enter__(self) -> "Scoring":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, start: int, part: Trajectory) -> None:
+        """The completions from row ``start`` on are finished."""
+        if self._scorer.by_parts:
+            prompts = self._prompts[start : start + len(part.final)]
+            self._parts.append(self._pool.submit(self._score, part, prompts))
+
+    def result(self, trajectory: Trajectory) -> Scored:
+        """What the whole trajectory earned, in the order of its rows."""
+        if not self._scorer.by_parts:
+            return self._score(trajectory, self._prompts)
+        return _join([part.result() for part in self._parts])
+
+    def _score(self, part: Trajectory, prompts: Sequence[Prompt]) -> Scored:
+        candidates = self._candidates_of(part)
+        return score_batch(self._scorer, self._policy, part, prompts, candidates, self._num_generations)
+
+
+def _join(parts: Sequence[Scored]) -> Scored:
+    rewards = join_tensors([part.rewards for part in parts])
+    return Scored(
+        rewards,
+        [text for part in parts for text in part.completions],
+        [grade for part in parts for grade in part.grades],
+        [texts for part in parts for texts in part.one_step_texts],
+    )
 
 
 def score_batch(

@@ -1,7 +1,7 @@
 """The only sampler, for training and evaluation alike."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,7 +11,7 @@ from egspo.config import SamplerConfig
 from egspo.denoising import denoise
 from egspo.ops import noise
 from egspo.policy import Policy
-from egspo.types import Trajectory
+from egspo.types import Trajectory, join_tensors
 
 
 @dataclass(frozen=True)
@@ -81,39 +81,32 @@ def rollout(
     sampler: SamplerConfig,
     one_step: bool = False,
     batch_size: int = 256,
+    finished: Callable[[int, Trajectory], None] = lambda start, part: None,
 ) -> Trajectory:
     """Denoise one completion for each row. What a row becomes depends on its seed, not on its batch.
 
     ``one_step`` also records the greedy one-step completion of every state, at the price of the output layer
-    at all masked positions instead of those of the current block.
+    at all masked positions instead of those of the current block. ``finished`` is called with each part of
+    ``batch_size`` rows and the first of them, as soon as it is denoised.
 
     Raises:
         ValueError: if the model cannot do what the settings ask for.
         FloatingPointError: if the policy's probabilities are not numbers.
     """
     check_sampler(policy, sampler, prompt_ids.shape[1])
-    parts = [
-        denoise(policy, ids, mask, seed, sampler, one_step)
-        for ids, mask, seed in zip(
-            prompt_ids.split(batch_size), prompt_mask.split(batch_size), seeds.split(batch_size), strict=True
-        )
-    ]
-    trajectory = _concatenate(parts)
+    parts = []
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        part = denoise(policy, prompt_ids[rows], prompt_mask[rows], seeds[rows], sampler, one_step)
+        _check_finite(policy, part)
+        finished(start, part)
+        parts.append(part)
+    return join_tensors(parts)
+
+
+def _check_finite(policy: Policy, trajectory: Trajectory) -> None:
     if not bool(trajectory.token_logp.isfinite().all()):
         raise FloatingPointError(
             f"diverged: {policy.source} gives probabilities that are not numbers; train it anew with a lower "
             "optim.learning_rate, or go back to an earlier checkpoint"
         )
-    return trajectory
-
-
-def _concatenate(parts: list[Trajectory]) -> Trajectory:
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    joined = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name, value in vars(first).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(first, **joined)

@@ -28,7 +28,7 @@ from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
-from egspo.rewards import FunctionScorer, RewardFunc, Scored, TaskScorer, score_batch
+from egspo.rewards import FunctionScorer, RewardFunc, Scored, Scoring, TaskScorer
 from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.settings import save_settings
 from egspo.sharing import Sharing
@@ -131,12 +131,14 @@ class Trainer:
 
     def collect(self, step: int, meter: Meter) -> Batch:
         """Rollout, rewards and advantages of one iteration."""
-        generations = self.config.train.num_generations
-        with meter.timed("time/rollout"):
-            prompts, trajectory = self._rollout(step)
+        prompts, encoded, seeds = self._draw(step)
+        candidates_of, generations = self.objective.candidates, self.config.train.num_generations
+        with Scoring(self.scorer, self.policy, prompts, candidates_of, generations) as scoring:
+            with meter.timed("time/rollout"):
+                trajectory = self._rollout(encoded, seeds, scoring)
+            with meter.timed("time/reward"):
+                scored = scoring.result(trajectory)
         with meter.timed("time/reward"):
-            candidates = self.objective.candidates(trajectory)
-            scored = score_batch(self.scorer, self.policy, trajectory, prompts, candidates, generations)
             everyone = self._gather(scored.rewards)
             if self.config.train.permute_rewards:
                 everyone = self.sharing.permuted(everyone, self.config.seed, step)
@@ -191,16 +193,23 @@ class Trainer:
 
     # ---- rollouts and shares -------------------------------------------------------------------------
 
-    def _rollout(self, step: int) -> tuple[list[Prompt], Trajectory]:
+    def _draw(self, step: int) -> tuple[list[Prompt], list[list[int]], torch.Tensor]:
+        """This rank's prompts of an iteration, their tokens, and the seeds of their completions."""
         train, rank = self.config.train, self.accelerator.process_index
         num = train.prompts_per_step
         order = self.problems.order(self.config.seed, (step - 1) * num, num)
         index = [order[place] for place in self.sharing.prompts(rank) for _ in range(train.num_generations)]
         seeds = noise.sample_seeds(self.config.seed, step, self.sharing.samples(rank)).to(self.policy.device)
-        prompt_ids, prompt_mask = pad_prompts(self.policy, [self.problems.encoded[i] for i in index])
-        one_step, size = self.objective.wants_step_values, train.rollout_batch_size
-        trajectory = rollout(self.policy, prompt_ids, prompt_mask, seeds, self.config.sampler, one_step, size)
-        return [self.problems.prompts[i] for i in index], trajectory
+        problems = self.problems
+        return [problems.prompts[i] for i in index], [problems.encoded[i] for i in index], seeds
+
+    def _rollout(self, encoded: list[list[int]], seeds: torch.Tensor, scoring: Scoring) -> Trajectory:
+        prompt_ids, prompt_mask = pad_prompts(self.policy, encoded)
+        one_step, size = self.objective.wants_step_values, self.config.train.rollout_batch_size
+        sampler = self.config.sampler
+        return rollout(
+            self.policy, prompt_ids, prompt_mask, seeds, sampler, one_step, size, finished=scoring.add
+        )
 
     def _corrected(
         self, trajectory: Trajectory, steps: Steps, advantages: torch.Tensor, meter: Meter

@@ -66,6 +66,23 @@ def map_tensors(record, change):
     return replace(record, **{f.name: _apply(getattr(record, f.name), change) for f in fields(record)})
 
 
+def join_tensors(records):
+    """One record of several, their tensors joined along the batch; what is no tensor is the first one's."""
+    first = records[0]
+    if len(records) == 1:
+        return first
+    return replace(first, **{f.name: _join([getattr(r, f.name) for r in records]) for f in fields(first)})
+
+
+def _join(values):
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
+    if isinstance(first, Mapping):
+        return {key: _join([value[key] for value in values]) for key in first}
+    return join_tensors(values) if isinstance(first, Steps) else first
+
+
 def _apply(value, change):
     if isinstance(value, Tensor):
         return change(value)

@@ -97,6 +97,8 @@ class Task(ABC):
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     prompts: ClassVar[tuple[PromptStyle, ...]] = ("instruct", "compact")
     """Styles of prompt that the task has."""
+    independent: ClassVar[bool] = True
+    """Whether a grade depends on its own completion alone: then a thread may grade a batch in parts."""
 
     def __init__(self, config: TaskConfig):
         self.config = config
@@ -168,8 +170,11 @@ class Task(ABC):
     def validate(self, split: str = "test", limit: int | None = None) -> list[str]:
         """Complaints about gold answers that the grader refuses; empty if all is well."""
         prompts = [prompt for prompt in self.load(split)[:limit] if prompt.solution is not None]
-        grades = [(prompt, self.grade(prompt.solution, prompt.fields)) for prompt in prompts]
-        return [f"{prompt.id}: {grade.reason}" for prompt, grade in grades if not grade.correct]
+        grades = self.grade_all(
+            [prompt.solution for prompt in prompts], [prompt.fields for prompt in prompts]
+        )
+        pairs = zip(prompts, grades, strict=True)
+        return [f"{prompt.id}: {grade.reason}" for prompt, grade in pairs if not grade.correct]
 
     def _check_weights(self, key: str, weights: Mapping[str, float]) -> None:
         for name in weights:
