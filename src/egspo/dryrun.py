@@ -148,10 +148,8 @@ def _rl_work(config: BaseRun) -> Findings:
         ),
         ("updates", f"{updates} an iteration, {updates * train.max_steps} in all"),
     ]
-    selected = getattr(config.objective, "num_selected_steps", None)
-    if selected is not None:
-        selected = sampler.diffusion_steps if config.objective.selection == "all" else selected
-        canvases = samples * selected * train.num_iterations
-        beside = ", as many for the reference" if config.objective.beta else ""
-        found.append(("training", f"at most {canvases} passes forward and back an iteration{beside}"))
+    objective = registry.load("objectives", config.objective.name)(config.objective)
+    canvases = samples * objective.num_views(sampler) * train.num_iterations
+    beside = ", as many for the reference" if config.objective.beta else ""
+    found.append(("training", f"at most {canvases} passes forward and back an iteration{beside}"))
     return found

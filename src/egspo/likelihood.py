@@ -162,6 +162,13 @@ def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
     )
 
 
+def one_view(views: Views) -> Views:
+    """A first view with some weight, for a rank that has nothing of its own to evaluate."""
+    weight = torch.zeros_like(views.weight[:1])
+    weight[0, 0] = 1.0
+    return replace(views[:1], weight=weight)
+
+
 def pack(
     asked: Bool[Tensor, "rows length"],
 ) -> tuple[Int[Tensor, "rows places"], Bool[Tensor, "rows places"]]:

@@ -106,7 +106,9 @@ def batch_metrics(
     meter.add("rollout/tokens", float(trajectory.completion_mask.sum()), 0)
     _mean(meter, "rollout/completion_length", trajectory.completion_mask.sum(1).double())
     _mean(meter, "steps/selected_mean_index", steps.index[steps.mask].double())
-    _mean(meter, "steps/advantage_abs", advantages.gather(1, steps.index)[steps.mask].abs())
+    # An objective that judges whole completions selects no steps, and has one advantage for all of them.
+    judged = advantages.gather(1, steps.index)[steps.mask] if steps.mask.any() else advantages[:, 0]
+    _mean(meter, "steps/advantage_abs", judged.abs())
 
 
 def transcripts(

@@ -19,10 +19,10 @@ from accelerate.utils import gather_object
 
 from egspo import registry
 from egspo.checkpoint import Checkpoints
-from egspo.config import RLRun
+from egspo.config import RLRun, SamplerConfig
 from egspo.data import encode_problems
 from egspo.evaluation import validate
-from egspo.likelihood import correct, microbatches, score, separate
+from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
 from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
@@ -153,10 +153,15 @@ class Trainer:
     def update(self, batch: Batch, meter: Meter) -> None:
         """All optimizer steps on one rollout batch."""
         with meter.timed("time/update"):
-            for iteration in range(self.config.train.num_iterations):
-                for share in self.sharing.updates(batch.trajectory, batch.steps, batch.advantages):
-                    views = self.objective.views(*share, iteration)
-                    self._optimizer_step(views, meter)
+            plan = [
+                self.objective.views(*share, iteration)
+                for iteration in range(self.config.train.num_iterations)
+                for share in self.sharing.updates(batch.trajectory, batch.steps, batch.advantages)
+            ]
+            if self.objective.wants_old_scores and len(plan) > 1:
+                plan = [self._with_old_scores(views) for views in plan]
+            for views in plan:
+                self._optimizer_step(views, meter)
 
     def _optimizer_step(self, views: Views, meter: Meter) -> None:
         rate = learning_rate(self.config.optim, self.num_updates, self._total_updates())
@@ -173,15 +178,30 @@ class Trainer:
             return
         for k in range(rounds):
             # A rank that has run out still takes part in the collectives, with a loss of zero.
-            chunk, scale = (chunks[k], 1.0) if k < len(chunks) else (_one_view(views), 0.0)
+            chunk, scale = (chunks[k], 1.0) if k < len(chunks) else (one_view(views), 0.0)
             with self._synchronised_if(k == rounds - 1):
                 loss = self._loss(chunk, meter if scale else Meter())
                 self.accelerator.backward(loss * scale * self.accelerator.num_processes)
         norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
         meter.add("optim/grad_norm", norm, 1)
 
+    def _with_old_scores(self, views: Views) -> Views:
+        """Views with the log-probabilities of the policy as it is now, before any of the batch's updates."""
+        rows = self.objective.active(views).any(1)
+        zeros = torch.zeros_like(views.scored, dtype=views.weight.dtype)
+        if rows.any():
+            size = self.config.train.microbatch_size
+            zeros[rows] = score_in_microbatches(self.policy, views[rows], self._scoring, size).token_logp
+        return replace(views, old_token_logp=zeros, old_position_logp=zeros[:, :, 0] * 0)
+
+    @property
+    def _scoring(self) -> SamplerConfig:
+        """The distribution whose log-probabilities the objective asks for."""
+        sampler = self.config.sampler
+        return sampler if self.objective.tempered else sampler.model_copy(update={"temperature": 1.0})
+
     def _loss(self, chunk: Views, meter: Meter) -> torch.Tensor:
-        sampler, reference = self.config.sampler, None
+        sampler, reference = self._scoring, None
         exact = self.objective.wants_exact_kl
         scores = score(self.policy, chunk, sampler, with_exact_kl=exact)
         if self.config.objective.beta and not exact:
@@ -323,10 +343,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             publish_finished(self.folder.path, self.config.tracking)
         return target
-
-
-def _one_view(views: Views) -> Views:
-    """A first view with some weight, for a rank that has nothing of its own to evaluate."""
-    weight = torch.zeros_like(views.weight[:1])
-    weight[0, 0] = 1.0
-    return replace(views[:1], weight=weight)

@@ -4,13 +4,15 @@ candidates -> advantages -> select -> views -> loss. An objective never sees a m
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from egspo.ops.advantages import Baseline, subtract_baseline
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
 
 
@@ -36,6 +38,12 @@ class Objective(ABC):
     paper: ClassVar[str]
     coupled: ClassVar[bool] = False
     """True if the views of one sample enter its loss together, so that they must share a microbatch."""
+    tempered: ClassVar[bool] = True
+    """Whether log-probabilities are of the distribution that was sampled (temperature), or untempered."""
+    wants_old_scores: ClassVar[bool] = False
+    """True if ``loss`` needs the old policy's log-probabilities on views that the rollout has none of."""
+    requires: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the sampler that the method is defined with."""
     metric_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of the metrics that ``loss`` returns."""
     Config: ClassVar[type[ObjectiveConfig]]
@@ -55,7 +63,16 @@ class Objective(ABC):
 
     def problems(self, sampler: Any, train: Any) -> list[str]:
         """Impossible combinations with the sampler's and trainer's settings."""
-        return []
+        return [
+            f"sampler.{key}: {getattr(sampler, key)!r}, but {self.name} is defined with {value!r}; set "
+            f"sampler.{key}={value}"
+            for key, value in self.requires.items()
+            if getattr(sampler, key) != value
+        ]
+
+    @abstractmethod
+    def num_views(self, sampler: Any) -> int:
+        """Forward passes of one sample in one update, at most."""
 
     def candidates(self, trajectory: Trajectory) -> Steps | None:
         """States whose one-step completions are to be rewarded; None if none are needed."""
@@ -87,6 +104,80 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         """The loss of a microbatch: the sum over views of weight times loss."""
+
+
+class SequenceConfig(ObjectiveConfig):
+    """Settings of objectives that judge a completion as a whole."""
+
+    baseline: Baseline = Field("same_step", description="of the group; same_step: its mean")
+    scale: Literal["none", "std"] = Field(
+        "none", description="std: divide advantages by the standard deviation of their group"
+    )
+
+
+class SequenceObjective(Objective):
+    """One advantage a completion; log-probabilities on canvases drawn for the purpose, whatever the rollout.
+
+    ``views`` draws them anew for each pass over a rollout batch, from the samples' seeds (stream
+    `egspo.ops.noise.VIEWS`, step = the pass).
+    """
+
+    tempered = False
+    wants_old_scores = True
+    config: SequenceConfig
+
+    def problems(self, sampler: Any, train: Any) -> list[str]:
+        found = super().problems(sampler, train)
+        if train.update_split == "steps":
+            found.append(
+                f"train.update_split: steps, but {self.name} trains on whole completions; use samples"
+            )
+        return found
+
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
+        returns = rewards.final.double()[:, None]
+        everyone = torch.ones_like(returns, dtype=torch.bool)
+        size = rewards.num_generations
+        advantages = subtract_baseline(returns, everyone, size, self.config.baseline)
+        if self.config.scale == "std":
+            spread = returns.unflatten(0, (-1, size)).std(1, keepdim=True).expand(-1, size, -1).flatten(0, 1)
+            advantages = advantages / (spread + _SMALLEST_SPREAD)
+        return advantages.expand(len(returns), rewards.num_steps)
+
+    def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
+        """No step: what is trained on is the completion."""
+        none = torch.zeros(len(advantages), 1, dtype=torch.long, device=advantages.device)
+        return Steps(none, none > 0)
+
+
+_SMALLEST_SPREAD = 1e-4
+
+
+def masked_views(
+    trajectory: Trajectory,
+    masked: Bool[Tensor, "batch views length"],
+    scored: Bool[Tensor, "batch views length"],
+    weight: Float[Tensor, "batch views"],
+    advantages: Float[Tensor, "batch"],
+    prompt_masked: Bool[Tensor, "batch views prompt"] | None = None,
+) -> Views:
+    """Views of the finished completions with some of their tokens masked, and some of the prompt's."""
+    canvas = torch.where(masked, trajectory.mask_token_id, trajectory.final[:, None])
+    prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
+    if prompt_masked is not None:
+        real = trajectory.prompt_mask[:, None]
+        prompts = torch.where(prompt_masked & real, trajectory.mask_token_id, prompts)
+    ones = torch.ones_like(trajectory.completion_mask)
+    dtype = trajectory.entropy.dtype
+    return Views(
+        inputs=torch.cat([prompts, canvas], dim=2),
+        attention_mask=torch.cat([trajectory.prompt_mask, ones], dim=1),
+        targets=trajectory.final,
+        scored=scored,
+        weight=weight.to(dtype),
+        advantages=advantages[:, None].expand_as(weight).to(dtype),
+        step=torch.zeros_like(weight, dtype=torch.long),
+    )
 
 
 def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]) -> Views:

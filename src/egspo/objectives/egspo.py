@@ -68,7 +68,8 @@ class Objective(base.Objective):
         return self.config.beta > 0 and self.config.kl == "exact"
 
     def problems(self, sampler, train) -> list[str]:
-        found, steps, chosen = [], sampler.diffusion_steps, self.config.num_selected_steps
+        found = super().problems(sampler, train)
+        steps, chosen = sampler.diffusion_steps, self.config.num_selected_steps
         if self.config.selection != "all" and chosen > steps:
             found.append(
                 f"objective.num_selected_steps: {chosen} exceeds sampler.diffusion_steps {steps}; "
@@ -86,6 +87,10 @@ class Objective(base.Objective):
                 f"the {wanted} selected steps"
             )
         return found
+
+    def num_views(self, sampler) -> int:
+        steps = sampler.diffusion_steps
+        return steps if self.config.selection == "all" else min(steps, self.config.num_selected_steps)
 
     def candidates(self, trajectory: Trajectory) -> Steps | None:
         if not self.wants_step_values:
