@@ -57,7 +57,7 @@ def trainer(folder: Path, *overrides: str, dtype=torch.float32, kind=Trainer, **
     policy = build_policy(config.model, config.seed)
     if dtype is not None:
         policy.model.to(dtype)
-    return kind(policy, registry.load("tasks", config.task.name)(config.task), config, **arguments)
+    return kind(policy, registry.make_task(config.task), config, **arguments)
 
 
 def train(folder: Path, *overrides: str, **arguments) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def train(folder: Path, *overrides: str, **arguments) -> list[dict[str, Any]]:
 def sft(folder: Path, *overrides: str) -> SFTTrainer:
     """Fine-tune on the toy task; 17 steps make a base that earns about 0.4."""
     config = sft_config(folder, *overrides)
-    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    task = registry.make_task(config.task) if config.task else None
     tuner = SFTTrainer(build_policy(config.model, config.seed), task, config)
     tuner.train()
     return tuner

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "egspo"
 # A module imports only from what stands on its left, in its own layer too. A folder stands for its files,
 # which may import each other.
 LAYERS = (
-    ("types", "registry"),
+    ("types", "external", "registry"),
     ("ops", "answers", "records", "hub", "sandbox"),
     ("objectives", "tasks"),
     ("compose", "sections", "config"),

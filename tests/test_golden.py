@@ -49,7 +49,7 @@ def curve(name: str, folder: Path) -> list[dict[str, float | None]]:
     recipes = [text for text in RUNS[name] if "=" not in text]
     overrides = [text for text in RUNS[name] if "=" in text]
     config = load_config(kind, recipes, [*overrides, f"output_dir={folder}"])
-    task = registry.load("tasks", config.task.name)(config.task)
+    task = registry.make_task(config.task)
     trainer(build_policy(config.model, config.seed, task.max_number_token), task, config).train()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: row[key] for key in (*EXACT, *CLOSE, *LOSSES) if key in row} for row in rows]

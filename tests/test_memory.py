@@ -135,7 +135,7 @@ def test_prediction_of_other_families(request, family: str, tmp_path: Path, over
 def test_prediction_of_supervised_fine_tuning(tmp_path: Path):
     config = runs.sft_config(tmp_path, "model.init=tiny-1m", "sft.max_steps=2", "sft.batch_size=64")
     policy = build_policy(config.model, config.seed)
-    tuner = SFTTrainer(policy, registry.load("tasks", "toy")(config.task), config)
+    tuner = SFTTrainer(policy, registry.make_task(config.task), config)
     before = held(policy)
     longest = max(len(ids) for ids in tuner.problems.encoded)
     memory = predict(config, longest)
@@ -219,7 +219,7 @@ def test_predicting_allocates_nothing_and_leaves_the_generator_alone(tmp_path: P
 def test_prompts_are_measured_or_bounded(tmp_path: Path):
     config = runs.rl_config(tmp_path)
     policy = build_policy(config.model)
-    texts = [p.messages for p in registry.load("tasks", "toy")(config.task).load("train")]
+    texts = [p.messages for p in registry.make_task(config.task).load("train")]
     assert prompt_tokens(config) == max(len(ids) for ids in policy.encode_prompts(texts))
     # No tokenizer, so nothing but the longest that is allowed is known.
     assert prompt_tokens(shaped(tmp_path)) == config.train.max_prompt_length

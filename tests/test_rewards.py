@@ -56,7 +56,7 @@ def test_functions_are_weighted_and_none_does_not_apply():
     """Lengths 2, 2, 2 at 0.5 and ones 2, 1, None at 10: 21, 11 and 1."""
     totals, parts, grades = FunctionScorer([lengths, ones], [0.5, 10.0]).final(PROMPTS, TEXTS)
     assert totals == [21.0, 11.0, 1.0]
-    assert parts == {"lengths": [2.0, 2.0, 2.0], "ones": [2.0, 1.0, 0.0]}
+    assert parts == {"lengths": [2.0, 2.0, 2.0], "ones": [2.0, 1.0, None]}
     assert grades == [None] * 3
     assert FunctionScorer([ones]).steps(PROMPTS, TEXTS) == [2.0, 1.0, 0.0]
 

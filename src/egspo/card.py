@@ -21,6 +21,7 @@ DECODING = (
 )
 # Of the run, not of the model.
 _PRIVATE = ("output_dir", "resume", "tracking")
+_FILES = ("train_data", "data", "path")
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,9 @@ def _task(run: Finished) -> Iterator[str]:
     if not task:
         yield f"Prompt-completion pairs: `{run.trained_on}`."
         return
-    kind = registry.load("tasks", task["name"])
-    yield f"`{task['name']}`: {kind.description} ({_linked(kind.source)})."
-    files = {key: short(task[key]) for key in ("train_data", "data") if task.get(key)}
+    for entry in (task, *(task["tasks"] if task["name"] == "mix" else ())):
+        yield f"`{entry['name']}`: {_described(entry)}."
+    files = {key: short(value) for key, value in _flat(task) if key.split(".")[-1] in _FILES and value}
     if "sft" in run.values and (own := run.values["sft"]["data"] or run.values["sft"]["dataset"]):
         files["sft"] = short(own)
     yield (
@@ -163,6 +164,14 @@ def _task(run: Finished) -> Iterator[str]:
         if files
         else ("Its own problems, as the settings below make them.")
     )
+
+
+def _described(task: dict[str, Any]) -> str:
+    try:
+        kind = registry.task_class(task["name"], task.get("path"))
+    except ValueError:  # the file is gone
+        return "a task of the author's own"
+    return f"{kind.description} ({_linked(kind.source)})"
 
 
 def _scores(run: Finished) -> Iterator[str]:
@@ -208,10 +217,12 @@ def _settings(run: Finished) -> Iterator[str]:
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
+        if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def _use(run: Finished) -> Iterator[str]:

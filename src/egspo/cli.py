@@ -33,7 +33,9 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check all but the weights; write nothing")]
 Model = Annotated[str, typer.Argument(help="run folder, model folder, hub name, or tiny:NAME")]
-TaskName = Annotated[str | None, typer.Option("--task", help="task; default: what the model was trained on")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="name or FILE.py; default: what the model was trained on")
+]
 Adapter = Annotated[str | None, typer.Option(help="folder of a PEFT adapter")]
 AllowUnsafe = Annotated[
     bool, typer.Option("--allow-unsafe", help="execute model-written code even where no sandbox works")
@@ -138,7 +140,7 @@ def evaluate(
 def grade(
     generations: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", exists=True, dir_okay=False)],
     overrides: Overrides = None,
-    task: Annotated[str, typer.Option("--task", help="whose rules")] = ...,
+    task: Annotated[str, typer.Option("--task", help="whose rules: name or FILE.py")] = ...,
     grader: Annotated[str, typer.Option(help="default or paper")] = "default",
     allow_unsafe: AllowUnsafe = False,
     out: Annotated[Path | None, typer.Option(help="verdicts as JSON lines")] = None,
@@ -304,7 +306,7 @@ def _open(kind, settings: list[str]):
     from egspo.policy import build_policy
 
     quiet()
-    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    task = registry.make_task(config.task) if config.task else None
     if task is not None:
         task.prepare(config.sandbox)
     _say(check_memory(config, task=task), config)

@@ -48,11 +48,36 @@ def _read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """``right`` over ``left``, mappings merged key by key."""
+    """``right`` over ``left``, mappings merged key by key, and entries of a list by their number.
+
+    Raises:
+        ConfigError: for an entry that the list does not have.
+    """
     merged = dict(left)
     for key, value in right.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            merged[key] = merge(old, value)
+        elif isinstance(value, dict) and value and isinstance(old, list) and all(_is_place(k) for k in value):
+            merged[key] = _merge_entries(key, old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _is_place(key: Any) -> bool:
+    return re.fullmatch("[0-9]+", str(key)) is not None
+
+
+def _merge_entries(key: str, left: list[Any], right: dict[Any, Any]) -> list[Any]:
+    """A list with some of its entries changed: ``task.tasks.0.seed=1`` changes the first."""
+    merged = list(left)
+    for place, value in right.items():
+        if int(place) >= len(left):
+            raise ConfigError([f"{key}.{place}: there are {len(left)} of them, numbered from 0"])
+        old = left[int(place)]
+        both = isinstance(value, dict) and isinstance(old, dict)
+        merged[int(place)] = merge(old, value) if both else value
     return merged
 
 

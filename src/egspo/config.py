@@ -43,7 +43,7 @@ class BaseRun(Section):
         if not hasattr(self.task, "name"):  # none, or the stand-in for one that could not be read
             return found
         try:
-            registry.load("tasks", self.task.name)(self.task)
+            registry.make_task(self.task)
         except ValueError as error:
             found.append(str(error))
         return found
@@ -168,20 +168,30 @@ def _parse(model: type[BaseModel], value: Any, key: str) -> tuple[Any, list[str]
         return model.model_construct(), [line], {key}
     if key in _NAMED:
         try:
-            if "name" not in value:
-                raise ValueError(f"{key}.name: missing; known: {', '.join(registry.names(key + 's'))}")
-            model = registry.load(f"{key}s", value["name"]).Config
+            kind = _named(key, value)
+            model, value = kind.Config, {**value, "name": kind.name}
         except ValueError as error:
             return model.model_construct(), [str(error)], {key}
     section, lines, wrong = _validate(model, value, key)
     if wrong:
         kept = {name: setting for name, setting in value.items() if name not in wrong}
         section, _, missing = _validate(model, kept, key)
-        if missing:
+        if missing and key in _NAMED:
+            section = model.model_construct()  # without a name: nothing that fits together can be checked
+        elif missing:
             section = model.model_construct(**kept, **{name: _stand_in(model, name) for name in missing})
     if key and isinstance(section, Section):
         lines += [f"{key}.{line}" for line in _sound(section.problems(), wrong)]
     return section, lines, wrong
+
+
+def _named(key: str, value: dict[str, Any]) -> type:
+    """The objective or task that a section is of."""
+    if key == "task":
+        return registry.task_class(value.get("name"), value.get("path"))
+    if "name" not in value:
+        raise ValueError(f"{key}.name: missing; known: {', '.join(registry.names(key + 's'))}")
+    return registry.load(f"{key}s", value["name"])
 
 
 def _validate(model: type[BaseModel], value: dict[str, Any], key: str) -> tuple[Any, list[str], set[str]]:
@@ -209,7 +219,8 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> lis
     for item in error.errors():
         field = ".".join(map(str, [prefix, *item["loc"]] if prefix else item["loc"])) or "configuration"
         if item["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown key{registry.suggest(str(item['loc'][-1]), model.model_fields)}")
+            known = item.get("ctx", {}).get("known", model.model_fields)
+            lines.append(f"{field}: unknown key{registry.suggest(str(item['loc'][-1]), known)}")
         elif item["type"] == "missing":
             lines.append(f"{field}: missing; set it in a file or as {field}=VALUE")
         else:

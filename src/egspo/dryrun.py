@@ -2,13 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from egspo import registry
 from egspo.config import BaseRun, ModelConfig, SFTRun
-from egspo.data import encode_problems, read_pairs
+from egspo.data import encode_problems, read_pairs, solved
 from egspo.footprint import build_shape
 from egspo.models import tiny
 from egspo.models.source import Unreachable
@@ -29,24 +29,25 @@ def findings(config: BaseRun) -> Findings:
     Raises:
         ValueError: for what would end the run: broken data, an unknown model, targets that match nothing.
     """
-    prompts, found = _problems(config)
-    policy, about = _model(config, _task(config))
+    task = _task(config)
+    prompts, weights, found = _problems(config, task)
+    policy, about = _model(config, task)
     found += about
-    found += _prompts(config, policy, prompts)
+    found += _prompts(config, policy, prompts, weights)
     found += _sft_work(config) if isinstance(config, SFTRun) else _rl_work(config)
     return found
 
 
 def _task(config: BaseRun) -> Task | None:
-    return registry.load("tasks", config.task.name)(config.task) if config.task else None
+    return registry.make_task(config.task) if config.task else None
 
 
 # ---- data ----------------------------------------------------------------------------------------------
 
 
-def _problems(config: BaseRun) -> tuple[Sequence[Prompt], Findings]:
-    """What is trained on, and how many there are of everything."""
-    task, found = _task(config), []
+def _problems(config: BaseRun, task: Task | None) -> tuple[Sequence[Prompt], Mapping[str, float], Findings]:
+    """What is trained on, by which weights of its tasks, and how many there are of everything."""
+    weights, found = {}, []
     if isinstance(config, SFTRun) and config.sft.dataset is not None:
         prompts: Sequence[Prompt] = []
         found.append((UNCHECKED, f"hub data set {config.sft.dataset!r}, which is not fetched for this"))
@@ -54,16 +55,19 @@ def _problems(config: BaseRun) -> tuple[Sequence[Prompt], Findings]:
         prompts = read_pairs(config.sft.data)
         found.append(("data", f"{len(prompts)} pairs in {config.sft.data}"))
     else:
-        prompts = task.load("train")
+        prompts = solved(task) if isinstance(config, SFTRun) else task.load("train")
+        weights = task.train_weights
     if task is not None:
         used = ("train", "validation") if _of(config).eval_steps else ("train",)
         counts = ", ".join(f"{len(task.load(split))} {split}" for split in used)
         found.append(("task", f"{task.name}: {counts}"))
         found.append(("reward", ", ".join(f"{v:g} {k}" for k, v in task.reward_weights.items() if v)))
-    return prompts, found
+    return prompts, weights, found
 
 
-def _prompts(config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt]) -> Findings:
+def _prompts(
+    config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt], weights: Mapping[str, float]
+) -> Findings:
     """Lengths, with the errors that the run would end with."""
     if not prompts:
         return []
@@ -71,12 +75,11 @@ def _prompts(config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt]) 
         return [(UNCHECKED, "lengths of the prompts: the tokenizer is not here")]
     canvas, longest = config.sampler.max_completion_length, _of(config).max_prompt_length
     field = f"{'sft' if isinstance(config, SFTRun) else 'train'}.max_prompt_length"
-    problems = encode_problems(policy, prompts, longest, field)
+    problems = encode_problems(policy, prompts, longest, field, weights)
     lengths = [len(ids) for ids in problems.encoded]
     if isinstance(config, SFTRun):
         for prompt in problems.prompts:
-            if prompt.solution is not None:
-                policy.encode_completion(prompt.solution, canvas)
+            policy.encode_completion(prompt.solution, canvas)
     skipped = f"{problems.skipped} skipped as longer than {field} {longest}"
     check_sampler(policy, config.sampler, max(lengths))
     return [("prompts", f"{len(problems)} of {min(lengths)} to {max(lengths)} tokens, {skipped}")]

@@ -69,7 +69,7 @@ def _messages(config: BaseRun, task: Task | None) -> list:
     if isinstance(config, SFTRun) and config.sft.data is not None:
         problems = read_pairs(config.sft.data)
     else:
-        task = task or registry.load("tasks", config.task.name)(config.task)
+        task = task or registry.make_task(config.task)
         problems = task.load("train")
     return [problem.messages for problem in problems[:: max(1, len(problems) // NUM_SAMPLED)]]
 

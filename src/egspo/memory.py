@@ -113,7 +113,7 @@ def predict(config: BaseRun, prompt: int, ranks: int = 1, phases: Collection[str
 
 def max_number_token(config: BaseRun) -> int | None:
     """What a tiny tokenizer made for the run's task is asked to have."""
-    task = registry.load("tasks", config.task.name)(config.task) if config.task else None
+    task = registry.make_task(config.task) if config.task else None
     return task.max_number_token if task else None
 
 

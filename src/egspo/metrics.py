@@ -95,7 +95,9 @@ def batch_metrics(
     _mean(meter, "reward/square", final.square())
     _mean(meter, "reward/zero_std_fraction", (groups.amax(1) - groups.amin(1) < 1e-9).double())
     for name, values in rewards.parts.items():
-        _mean(meter, f"reward/{name}", values)
+        applies = values[~values.isnan()]
+        if len(applies):
+            _mean(meter, f"reward/{name}", applies)
     if rewards.step_values is not None:
         _mean(meter, "reward/one_step", rewards.step_values[rewards.candidates.mask])
     chosen = trajectory.entropy.gather(1, steps.index)
@@ -135,7 +137,7 @@ def _transcript(step, i, prompt: Prompt, scored: Scored, trajectory, steps, adva
         "prompt": prompt.messages[-1]["content"],
         "completion": scored.completions[i],
         "reward": float(rewards.final[i]),
-        "parts": {name: float(values[i]) for name, values in rewards.parts.items()},
+        "parts": {name: float(v[i]) for name, v in rewards.parts.items() if not v[i].isnan()},
         "correct": None if grade is None else grade.correct,
         "reason": None if grade is None else grade.reason,
         "entropy": [round(h, 5) for h in trajectory.entropy[i].tolist()],

@@ -12,6 +12,7 @@ from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
 from egspo.models.source import read_json
 from egspo.sections import TrackingConfig
 from egspo.settings import FILE as SETTINGS
+from egspo.settings import each_task, without_code
 
 FOLDER = "publish"
 CARD = "README.md"
@@ -141,9 +142,14 @@ def _is_of(summary: dict[str, Any], run: Path) -> bool:
 
 def _portable(settings: dict[str, Any], finished: Finished) -> dict[str, Any]:
     """``egspo.json`` without files that only this machine has."""
-    task = {key: value for key, value in settings["task"].items() if key not in ("data", "train_data")}
+    task = each_task(settings["task"], _without_files)
     about = {"summary": f"{finished.method[0]} on {finished.trained_on}, from {finished.base}"}
     return settings | {"task": task, "about": about}
+
+
+def _without_files(task: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in task.items() if key not in ("data", "train_data")}
+    return without_code(kept)
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:

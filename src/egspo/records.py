@@ -63,6 +63,15 @@ def parse_rows(
     return records
 
 
+def chat_messages(value: Any) -> list[dict[str, str]]:
+    """Chat messages, ``role`` and ``content`` of each; none of what is no list of them."""
+    whole = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    )
+    return [{"role": m["role"], "content": m["content"]} for m in value] if whole else []
+
+
 def _csv_rows(file: Iterable[str], place: str) -> Iterator[tuple[int, Row]]:
     reader = csv.DictReader(file)
     for row in reader:

@@ -4,16 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from egspo.external import RewardFunc, call_reward
 from egspo.policy import Policy
 from egspo.tasks.base import Task
 from egspo.types import Grade, Prompt, Rewards, Steps, Trajectory, join_tensors
-
-RewardFunc = Callable[..., Sequence[float | None]]
-"""``f(prompts, completions, **columns) -> list[float | None]``, TRL's signature; None: does not apply."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ class TaskScorer:
         self.by_parts = task.independent
 
     def final(self, prompts: Sequence[Prompt], texts: Sequence[str]):
-        """Rewards, parts (name -> one value a text) and grades."""
+        """Rewards, parts (name -> one value a text, None where it does not apply) and grades."""
         grades = self._grade(prompts, texts)
-        parts = {name: [grade.parts[name] for grade in grades] for name in self.part_names}
+        parts = {name: [grade.parts.get(name) for grade in grades] for name in self.part_names}
         return [_weigh(grade, self._final_weights) for grade in grades], parts, grades
 
     def steps(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
@@ -88,11 +85,7 @@ class FunctionScorer:
             sum((w * v for w, v in zip(self._weights, row, strict=True) if v is not None), 0.0)
             for row in zip(*values, strict=True)
         ]
-        return (
-            totals,
-            {name: [v or 0.0 for v in column] for name, column in parts.items()},
-            [None] * len(texts),
-        )
+        return totals, parts, [None] * len(texts)
 
     def steps(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         return self.final(prompts, texts)[0]
@@ -100,29 +93,8 @@ class FunctionScorer:
     def _call(
         self, function: RewardFunc, prompts: Sequence[Prompt], texts: Sequence[str]
     ) -> list[float | None]:
-        name = _name(function)
-        columns = _columns([prompt.fields for prompt in prompts])
-        try:
-            values = function(prompts=[list(p.messages) for p in prompts], completions=list(texts), **columns)
-        except Exception as error:
-            raise ValueError(f"reward_funcs: {name} raised {type(error).__name__}: {error}") from error
-        try:
-            values = [None if value is None else float(value) for value in values]
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"reward_funcs: {name} returned {values!r:.80}; return a list of numbers or None"
-            ) from None
-        if len(values) != len(texts):
-            raise ValueError(
-                f"reward_funcs: {name} returned {len(values)} rewards for {len(texts)} completions; "
-                "return one each"
-            )
-        for index, value in enumerate(values):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(
-                    f"reward_funcs: {name} returned {value} for completion {index}; return a number or None"
-                )
-        return values
+        name, fields = f"reward_funcs: {_name(function)}", [prompt.fields for prompt in prompts]
+        return call_reward(function, name, [prompt.messages for prompt in prompts], texts, fields)
 
 
 Scorer = TaskScorer | FunctionScorer
@@ -198,9 +170,7 @@ def score_batch(
     device = trajectory.final.device
     rewards = Rewards(
         final=torch.tensor(totals, dtype=torch.float64, device=device),
-        parts={
-            name: torch.tensor(column, dtype=torch.float64, device=device) for name, column in parts.items()
-        },
+        parts={name: _column(values, device) for name, values in parts.items()},
         num_generations=num_generations,
         num_steps=trajectory.num_steps,
         candidates=candidates,
@@ -221,13 +191,13 @@ def _score_steps(scorer, policy, trajectory: Trajectory, prompts, candidates: St
     ]
 
 
+def _column(values: Sequence[float | None], device: torch.device) -> torch.Tensor:
+    known = [math.nan if value is None else value for value in values]
+    return torch.tensor(known, dtype=torch.float64, device=device)
+
+
 def _weigh(grade: Grade, weights: Mapping[str, float]) -> float:
     return sum(weights[name] * value for name, value in grade.parts.items())
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    keys = {key for row in rows for key in row}
-    return {key: [row.get(key) for row in rows] for key in sorted(keys)}
 
 
 def _name(function: RewardFunc) -> str:

@@ -1,29 +1,72 @@
 """What a saved model was trained with, so that ``eval`` and ``sample`` can do the same without being told."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from egspo import registry
 from egspo.compose import merge, parse_override
 from egspo.config import RLRun, SamplerConfig, parse_section
+from egspo.hub import hub_repository
 from egspo.models.source import shipped_folder
 from egspo.policy import Policy
-from egspo.tasks.base import Task
+from egspo.tasks.base import Task, TaskConfig
 
 FILE = "egspo.json"
 SECTIONS = ("task", "sampler", "sandbox")
 """What can be set where a model is used as it was saved."""
+MIX, CUSTOM = "mix", "custom"
+"""The tasks that hold other tasks, and that are rewarded by a function of the user's."""
 
 
 def save_settings(folder: Path, task: Task | None, sampler: SamplerConfig, about: dict[str, Any]) -> None:
-    """Write task, sampler and a few words about the training beside the weights."""
+    """Write task, sampler and a few words about the training beside the weights.
+
+    Files are named from the root; a file given as ``data`` is no part of the training and left out.
+    """
     values = {
-        "task": {} if task is None else json.loads(task.config.model_dump_json(exclude={"data"})),
+        "task": {} if task is None else _saved_task(task.config),
         "sampler": sampler.model_dump(),
         "about": about,
     }
     (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _saved_task(config: TaskConfig) -> dict[str, Any]:
+    values = _absolute(config.model_dump(mode="json"), config.model_dump())
+    return each_task(values, lambda task: {key: value for key, value in task.items() if key != "data"})
+
+
+def _absolute(plain: Any, typed: Any) -> Any:
+    """Plain values in which those that are paths stand from the root."""
+    if isinstance(typed, Path):
+        return str(typed.resolve())
+    if isinstance(typed, dict):
+        return {key: _absolute(plain[key], value) for key, value in typed.items()}
+    if isinstance(typed, list | tuple):
+        return [_absolute(*pair) for pair in zip(plain, typed, strict=True)]
+    return plain
+
+
+def each_task(values: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The settings of a task changed, and of a mix those of each task in it too."""
+    changed = change(values)
+    if values.get("name") == MIX:
+        changed["tasks"] = [change(entry) for entry in values["tasks"]]
+    return changed
+
+
+def without_code(
+    task: dict[str, Any], is_meant: Callable[[Path], bool] = lambda file: True
+) -> dict[str, Any]:
+    """The settings of a task less the user's code that they name, or less that which is meant."""
+    code = {"path": task.get("path"), "reward": None}
+    if task.get("name") == CUSTOM:
+        file = str(task.get("reward")).rpartition(":")[0]
+        code["reward"] = file if file.endswith(".py") else file.replace(".", "/")
+    dropped = [key for key, file in code.items() if file is not None and is_meant(Path(file))]
+    return {key: value for key, value in task.items() if key not in dropped}
 
 
 def read_settings(policy: Policy) -> dict[str, Any]:
@@ -55,20 +98,58 @@ def task_of(
     Raises:
         ValueError: if no task is known, a setting is impossible, or the task cannot be graded here.
     """
-    saved = read_settings(policy).get("task", {}) if policy is not None else {}
-    name = name or saved.get("name")
-    if name is None:
-        raise ValueError(f"--task: missing; known: {', '.join(registry.names('tasks'))}")
-    values = saved if saved.get("name") == name else {"name": name}
-    if data is not None:
-        values = values | {"data": data}
     sections = ("task", "sandbox") if policy is None else SECTIONS
     given = _overrides(overrides, sections)
-    config = parse_section(RLRun, "task", merge(values, given["task"]))
-    task = registry.load("tasks", config.name)(config)
+    values = merge(_task_values({} if policy is None else _trained_on(policy), name), given["task"])
+    if data is not None:
+        values = values | {"data": data}
+    _require_code(values, name)
+    task = registry.make_task(parse_section(RLRun, "task", values))
     unsafe = {"allow_unsafe": True} if allow_unsafe else {}
     task.prepare(parse_section(RLRun, "sandbox", given["sandbox"] | unsafe))
     return task
+
+
+def _task_values(saved: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Settings of a task by its name or file: those a model was trained with, if it was trained on it."""
+    if name is None:
+        if "name" not in saved:
+            raise ValueError(f"--task: missing; known: {', '.join(registry.names('tasks'))}")
+        return saved
+    given = {"path": name} if name.endswith(".py") else {}
+    name = registry.task_class(None, name).name if given else name
+    entries = saved.get("tasks", []) if saved.get("name") == MIX else []
+    known = {entry[key]: entry for key in ("name", "label") for entry in entries if entry.get(key)}
+    known |= {saved.get("name"): saved}
+    found = {key: value for key, value in known.get(name, {}).items() if key not in ("weight", "label")}
+    return {"name": name} | found | given
+
+
+def _trained_on(policy: Policy) -> dict[str, Any]:
+    """The settings of the task that a model was trained on.
+
+    Code that they name is code that may have come with the model: from the hub, or in the model's folder.
+    That is never run, and so never read from there.
+    """
+    saved, folder = read_settings(policy).get("task", {}), policy.folder
+    if folder is None:
+        return saved
+    folder = folder.resolve()
+    folder = folder.parent if folder.name == "model" else folder
+    fetched = hub_repository(policy.source.split(" + ")[-1]) is not None
+
+    def came_along(file: Path) -> bool:
+        return fetched or file.resolve().is_relative_to(folder)
+
+    return each_task(saved, lambda task: without_code(task, came_along))
+
+
+def _require_code(values: dict[str, Any], given: str | None) -> None:
+    """Raises ValueError if a model was trained on a task in a file that is not here."""
+    name, path = values.get("name"), values.get("path")
+    if given is None and name not in registry.names("tasks") and not (path and Path(path).is_file()):
+        gone = f"in {path}, which is gone" if path else "in a file that does not come with it"
+        raise ValueError(f"--task: the model was trained on {name!r} {gone}; give the file as --task FILE.py")
 
 
 def samplers_of(

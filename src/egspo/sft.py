@@ -1,7 +1,7 @@
 """Masked-diffusion supervised fine-tuning (LLaDA, arXiv 2502.09992): clean prompt, noised completion, 1/t."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from egspo.checkpoint import Checkpoints
 from egspo.config import SFTRun
-from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs
+from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs, solved
 from egspo.evaluation import validate
 from egspo.likelihood import score
 from egspo.ops import masking, noise
@@ -23,7 +23,7 @@ from egspo.rollout import check_sampler, pad_prompts
 from egspo.settings import save_settings
 from egspo.tasks.base import Task
 from egspo.tracking import Mirror, RunFolder, Screen, peak_memory_gb, start_accelerator
-from egspo.types import Views
+from egspo.types import Prompt, Views
 
 _PLAIN = {"temperature": 1.0, "cfg_scale": 0.0}
 
@@ -44,9 +44,9 @@ class SFTTrainer:
         self.folder = RunFolder(config.output_dir, self.accelerator)
         self.mirror = Mirror(self.accelerator, config.tracking)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=1)
-        self.problems = encode_problems(
-            policy, self._examples(), config.sft.max_prompt_length, "sft.max_prompt_length"
-        )
+        examples, weights = self._examples()
+        longest = config.sft.max_prompt_length
+        self.problems = encode_problems(policy, examples, longest, "sft.max_prompt_length", weights)
         check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
         length = config.sampler.max_completion_length
         self.canvases = torch.tensor(
@@ -86,18 +86,14 @@ class SFTTrainer:
                 screen.say(f"validation reached {sft.target_score:.0%}: stopped at step {step}")
         return self._finish()
 
-    def _examples(self):
+    def _examples(self) -> tuple[list[Prompt], Mapping[str, float]]:
+        """What to learn from, and the weights of its tasks if they are a mix."""
         sft = self.config.sft
         if sft.data is not None:
-            return read_pairs(sft.data)
+            return read_pairs(sft.data), {}
         if sft.dataset is not None:
-            return load_hub_pairs(sft.dataset, sft.dataset_split)
-        examples = [p for p in self.task.load("train") if p.solution is not None]
-        if not examples:
-            raise ValueError(
-                f"sft.data: task {self.task.name!r} has no solutions to learn from; give a file of pairs"
-            )
-        return examples
+            return load_hub_pairs(sft.dataset, sft.dataset_split), {}
+        return solved(self.task), self.task.train_weights
 
     def _step(self, step: int) -> dict[str, float]:
         started = time.monotonic()

@@ -22,13 +22,14 @@ from egspo.checkpoint import Checkpoints
 from egspo.config import RLRun, SamplerConfig
 from egspo.data import encode_problems
 from egspo.evaluation import validate
+from egspo.external import RewardFunc
 from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
 from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
-from egspo.rewards import FunctionScorer, RewardFunc, Scored, Scoring, TaskScorer
+from egspo.rewards import FunctionScorer, Scored, Scoring, TaskScorer
 from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.settings import save_settings
 from egspo.sharing import Sharing
@@ -93,8 +94,9 @@ class Trainer:
         self.mirror = Mirror(self.accelerator, config.tracking)
         self.checkpoints = Checkpoints(config.output_dir / "checkpoints", config.train.save_total_limit)
         self.sharing = Sharing(config.train, self.accelerator.num_processes)
+        longest, weights = config.train.max_prompt_length, task.train_weights
         self.problems = encode_problems(
-            policy, task.load("train"), config.train.max_prompt_length, "train.max_prompt_length"
+            policy, task.load("train"), longest, "train.max_prompt_length", weights
         )
         check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
         policy.model.to(self.accelerator.device)
@@ -277,7 +279,8 @@ class Trainer:
 
     def _log(self, step: int, batch: Batch, meter: Meter, elapsed: float, screen: Screen) -> None:
         batch_metrics(meter, batch.trajectory, batch.scored.rewards, batch.steps, batch.advantages)
-        values = meter.over_ranks(self.accelerator).result(self.objective.metric_keys)
+        parts = [f"reward/{name}" for name in self.scorer.part_names]
+        values = meter.over_ranks(self.accelerator).result([*self.objective.metric_keys, *parts])
         self.num_tokens += int(values.pop("rollout/tokens"))
         train = self.config.train
         samples = step * train.prompts_per_step * train.num_generations

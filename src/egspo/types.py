@@ -41,9 +41,10 @@ class Prompt:
 class Grade:
     """Verdict on one completion.
 
-    ``correct`` is the benchmark's yes or no. ``parts`` are the reward parts by name, unweighted.
-    ``extracted`` is the answer that was read out of the text, ``reason`` says in words why the verdict is
-    what it is. ``counts`` holds (right, of) pairs of finer measures, for instance Sudoku cells.
+    ``correct`` is the benchmark's yes or no. ``parts`` are the reward parts by name, unweighted; one that
+    does not apply is not among them. ``extracted`` is the answer that was read out of the text, ``reason``
+    says in words why the verdict is what it is. ``counts`` holds (right, of) pairs of finer measures, for
+    instance Sudoku cells.
     """
 
     correct: bool
@@ -172,7 +173,10 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rewards:
-    """What a batch earned. Step values are rewards of one-step completions of the candidate states."""
+    """What a batch earned. Step values are rewards of one-step completions of the candidate states.
+
+    A part is NaN where it does not apply to the sample.
+    """
 
     final: Float[Tensor, "batch"]
     parts: Mapping[str, Float[Tensor, "batch"]]

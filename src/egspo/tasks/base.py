@@ -24,6 +24,9 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="file name of the task")
+    path: Path | None = Field(
+        None, description="Python file with a class Task of one's own, instead of a name"
+    )
     data: Path | None = Field(None, description="file of problems to use as the test split")
     seed: int = Field(0, ge=0, description="seed of generated problems and of the split")
     prompt: PromptStyle = Field(
@@ -38,6 +41,12 @@ class TaskConfig(BaseModel):
         None,
         description="weights of the step rewards' parts; default: the correctness parts of reward_weights",
     )
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """The same file wherever a run is gone on with, or its model evaluated."""
+        return None if path is None else path.resolve()
 
     @field_validator("data", "train_data", check_fields=False)
     @classmethod
@@ -114,6 +123,11 @@ class Task(ABC):
     def max_number_token(self) -> int | None:
         """Tiny tokenizers made for this task have one token for each whole number up to this one."""
         return None
+
+    @property
+    def train_weights(self) -> Mapping[str, float]:
+        """Shares of the training problems that a run sees, by their field ``task``; none but of a mix."""
+        return {}
 
     def load(self, split: str) -> Sequence[Prompt]:
         """Problems of ``train``, ``validation`` or ``test``: the same list each time for the same settings,
