@@ -22,7 +22,7 @@ LAYERS = (
     ("models", "policy"),
     ("likelihood", "denoising", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing"),
-    ("evaluation", "grading", "trace", "card", "publish"),
+    ("answerlog", "evaluation", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
     ("report",),
     ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "cli"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import runs
-from egspo import cli, registry
+from egspo import cli, evaluation, registry
 from egspo.compose import recipe_folder
 from egspo.models.llada import LLaDAConfig
 from egspo.models.source import shipped_models
@@ -113,7 +113,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr("egspo.doctor.findings", interrupt)
     ended = runs.egspo("doctor")
     assert ended.code == 130
-    assert ended.err == "\negspo: interrupted; the same command goes on from the last checkpoint\n"
+    assert ended.err == "\negspo: interrupted; the same command goes on from what was saved\n"
 
 
 # ---- sft and train -------------------------------------------------------------------------------------
@@ -256,6 +256,70 @@ def test_eval_takes_settings_of_task_and_sampler(run: Path, tmp_path: Path):
     summary = json.loads(out.read_text())
     assert (summary["n"], summary["temperature"], summary["remasking"]) == (4, 0.5, "random")
     assert (summary["diffusion_steps"], summary["seed"], summary["split"]) == (1, 5, "validation")
+
+
+def test_eval_draws_samples_and_seeds(run: Path, tmp_path: Path):
+    out = tmp_path / "x.json"
+    asked = ["sampler.temperature=1", "--num-samples", "4", "--pass-at-k", "1,2-3", "--seeds", "0-1,7"]
+    ended = runs.egspo("eval", str(run), *asked, "--limit", "5", "--num-fewshot", "1", "--out", str(out))
+    assert ended.code == 0
+    summary = json.loads(out.read_text())
+    assert (summary["num_samples"], summary["num_fewshot"], summary["seeds"]) == (4, 1, [0, 1, 7])
+    assert (summary["n"], summary["num_problems"]) == (60, 5)
+    lines = ended.out.splitlines()
+    assert lines[0].startswith(f"toy test (length 2, 2 steps, 1-shot): accuracy {summary['accuracy']:.1%} (")
+    for line, (k, score) in zip(lines[1:4], summary["pass_at_k"].items(), strict=True):
+        low, high = score["ci95"]
+        assert line == f"  pass@{k} {score['value']:.1%} (95% {low:.1%}-{high:.1%})"
+    for line, row in zip(lines[4:7], summary["by_seed"], strict=True):
+        assert line.startswith(f"  seed {row['seed']}: accuracy {row['accuracy']:.1%} ({row['correct']}/20, ")
+    low, high = summary["over_seeds"]["ci95"]
+    mean = f"accuracy {summary['over_seeds']['accuracy']:.1%} (95% over seeds {low:.1%}-{high:.1%})"
+    assert lines[7:] == [f"  mean of 3 seeds: {mean}"]
+
+
+def test_eval_goes_on_where_it_was_stopped(run: Path, tmp_path: Path, monkeypatch):
+    """Ctrl-C after the second batch; the same command again does the rest, another one is refused."""
+    command = ["eval", str(run), "sampler.temperature=1", "--batch-size", "3", "--out"]
+    assert runs.egspo(*command, str(tmp_path / "whole.json")).code == 0
+    real, batches = evaluation._complete, []
+
+    def interrupted(*arguments):
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluation, "_complete", interrupted)
+    ended = runs.egspo(*command, str(tmp_path / "cut.json"))
+    assert ended.code == 130
+    assert "the same command goes on" in ended.err
+    assert len(runs.rows(tmp_path, "cut.jsonl")) == 6
+    monkeypatch.setattr(evaluation, "_complete", real)
+    line = refused(*command, str(tmp_path / "cut.json"), "--seed", "4", "--limit", "9")
+    assert line == (
+        f"--out: {tmp_path}/cut.jsonl holds answers of other settings (differs in fingerprints.problems, "
+        "seed, seeds); choose another file, or delete it to begin anew"
+    )
+    ended = runs.egspo(*command, str(tmp_path / "cut.json"))
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert ended.out == runs.egspo(*command, str(tmp_path / "whole.json")).out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("cut.json", "cut.jsonl", "whole.json", "whole.jsonl")
+    ]
+
+
+def test_eval_refuses_samples_that_tell_nothing(run: Path):
+    assert refused("eval", "nowhere", "--pass-at-k", "1-a") == (
+        "--pass-at-k: '1-a'; give whole numbers such as 0-4 or 1,5,10"
+    )
+    assert refused("eval", "nowhere", "--seeds", "4-0").startswith("--seeds: '4-0'; give whole numbers")
+    assert refused("eval", "nowhere", "--seeds", "0-4", "--seed", "1") == (
+        "--seeds: '0-4' with --seed 1; give one of the two"
+    )
+    line = refused("eval", "nowhere", "--num-samples", "4", "--pass-at-k", "5")
+    assert line.startswith("pass_at_k: 5 is not between 1 and num_samples 4; draw at least 5 completions")
+    assert "set sampler.temperature=0.8" in refused("eval", str(run), "--num-samples", "2")
 
 
 def test_eval_refuses_what_it_cannot_do(run: Path, tmp_path: Path):

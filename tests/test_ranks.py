@@ -72,9 +72,28 @@ def both(base: Path, tmp_path_factory) -> dict[str, Path]:
             runs.trainer(folder / "one", *settings).train()
             config = runs.rl_config(folder, *settings)
         commands.append(json.dumps(command(config, folder)))
+    commands += evaluations(base, tmp_path_factory.mktemp("eval"), folders)
     script = Path(__file__).with_name("launch.py")
     launch(sys.executable, str(script), "2", *commands)
     return folders
+
+
+def evaluations(base: Path, folder: Path, folders: dict[str, Path]) -> list[str]:
+    """The commands of an evaluation and of the rest of one that was cut, done by one rank here."""
+    commands = []
+    for name in ("answers", "rest"):
+        (folder / name).mkdir()
+        folders[name] = folder / name
+        # 2 x 10 problems x 3 completions in batches of 7: the last ones leave a rank little or nothing to do.
+        asked = ["eval", str(base), "--seeds", "0-1", "--num-samples", "3", "sampler.temperature=1"]
+        asked += ["--num-fewshot", "1", "--batch-size", "7", "--out"]
+        assert runs.egspo(*asked, str(folder / name / "one.json")).code == 0
+        if name == "rest":
+            for suffix in (".json", ".jsonl"):
+                text = (folder / name / f"one{suffix}").read_bytes()
+                (folder / name / f"two{suffix}").write_bytes(text[:-9000] if suffix == ".jsonl" else text)
+        commands.append(json.dumps([*asked, str(folder / name / "two.json")]))
+    return commands
 
 
 def launch(*arguments: str) -> None:
@@ -142,6 +161,16 @@ def test_two_ranks_are_one(both: dict[str, Path], name: str):
     assert_same_weights(both[name] / "one", both[name] / "two")
     if name == "sft":
         assert_same_validations(both[name] / "one", both[name] / "two")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["answers", "rest"])
+def test_two_ranks_evaluate_as_one(both: dict[str, Path], name: str):
+    folder = both[name]
+    assert (folder / "two.jsonl").read_bytes() == (folder / "one.jsonl").read_bytes()
+    assert len(runs.rows(folder, "two.jsonl")) == 60
+    summary = (folder / "one.json").read_text().replace('"name": "one"', '"name": "two"')
+    assert (folder / "two.json").read_text() == summary
 
 
 def test_a_rank_without_an_active_sample_waits_for_the_other(both: dict[str, Path]):

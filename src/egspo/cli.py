@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from egspo.console import check_writable, limit_threads, quiet, show, show_evaluations, walk_through
+from egspo.console import (
+    check_writable,
+    completions,
+    evaluate_and_show,
+    limit_threads,
+    quiet,
+    ranks,
+    show_evaluations,
+    walk_through,
+)
 from egspo.doctor import doctor
 
 INTERRUPTED = 130
@@ -96,44 +105,41 @@ def evaluate(
         int | None, typer.Option(help="denoising steps; default: as trained, or half the length")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="problems at most")] = None,
-    seed: Annotated[int, typer.Option(help="matters only at a temperature above 0")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    num_fewshot: Annotated[
+        int, typer.Option(min=0, help="solved training problems to show before each problem")
+    ] = 0,
+    num_samples: Annotated[int, typer.Option(min=1, help="completions a problem")] = 1,
+    pass_at_k: Annotated[
+        str | None, typer.Option(metavar="K,K", help="pass@k to tell; default: 1 and --num-samples")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="of draws at a temperature above 0, and of examples; default: 0")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N-M", help="several seeds: each, and their mean")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="changes no score")] = 256,
     allow_unsafe: AllowUnsafe = False,
     out: Annotated[
-        Path | None, typer.Option(help="summary as FILE.json, items beside it as FILE.jsonl")
+        Path | None,
+        typer.Option(help="summary as FILE.json, answers as they come in FILE.jsonl; the same again goes on"),
     ] = None,
 ) -> None:
     """Accuracy on a task, greedy unless set otherwise (sampler.temperature=…).
 
     Example: egspo eval tiny:sudoku-rl --limit 200
     """
-    from egspo.evaluation import evaluate as run
     from egspo.settings import samplers_of, task_of
-    from egspo.tracking import Screen, write_evaluation
 
     if out is not None:
         check_writable(out.parent, "--out")
-    policy = _load(model, adapter)
+    asked = completions(seed, seeds, num_samples, pass_at_k) | {"num_fewshot": num_fewshot, "split": split}
+    accelerator = ranks()
+    policy = _load(model, adapter, accelerator.device)
     problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
     samplers = samplers_of(policy, length or [], steps, overrides or [])
-    for sampler in samplers:
-        with Screen("eval", len(prompts)) as screen:
-            summary, items = run(
-                policy,
-                problems,
-                prompts,
-                sampler,
-                batch_size,
-                seed,
-                split,
-                progress=lambda n, s=screen: s.advance(n, ""),
-            )
-        if out is not None:
-            several = len(samplers) > 1
-            file = out.with_stem(f"{out.stem}-{sampler.max_completion_length}") if several else out
-            write_evaluation(file, {"name": file.stem, **summary}, items)
-        show(summary)
+    evaluate_and_show(policy, problems, prompts, samplers, accelerator, out, batch_size=batch_size, **asked)
 
 
 @app.command()
@@ -149,8 +155,8 @@ def grade(
 
     Example: egspo grade --task sudoku generations.jsonl --out verdicts.jsonl
     """
-    from egspo.evaluation import wilson
     from egspo.grading import grade_file
+    from egspo.ops.intervals import wilson
     from egspo.settings import task_of
 
     if grader not in ("default", "paper"):
@@ -294,7 +300,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            sys.stderr.write("\negspo: interrupted; the same command goes on from the last checkpoint\n")
+            sys.stderr.write("\negspo: interrupted; the same command goes on from what was saved\n")
         raise
 
 
@@ -324,11 +330,11 @@ def _read(kind, settings: list[str]):
     return config
 
 
-def _load(model: str, adapter: str | None):
+def _load(model: str, adapter: str | None, device=None):
     from egspo.policy import load_policy
 
     quiet()
-    policy = load_policy(model, adapter=adapter)
+    policy = load_policy(model, adapter=adapter, device=device)
     limit_threads(policy)
     return policy
 

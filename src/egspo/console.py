@@ -42,15 +42,85 @@ def walk_through(config) -> None:
         typer.echo(f"{subject:<12} {finding}")
 
 
+def ranks():
+    """The processes of this launch, of which a plain command is the only one, and the device of each."""
+    import torch
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def completions(seed: int | None, seeds: str | None, num_samples: int, pass_at_k: str | None) -> dict:
+    """Which completions ``egspo eval`` asks for.
+
+    Raises:
+        ValueError: for two kinds of seeds, what is not written as numbers, or a k above the samples.
+    """
+    from egspo.evaluation import check_samples
+    from egspo.settings import whole_numbers
+
+    ks = [] if pass_at_k is None else whole_numbers(pass_at_k, "--pass-at-k")
+    check_samples(num_samples, ks)
+    if seed is not None and seeds is not None:
+        raise ValueError(f"--seeds: {seeds!r} with --seed {seed}; give one of the two")
+    asked = (seed or 0) if seeds is None else whole_numbers(seeds, "--seeds")
+    return {"seed": asked, "num_samples": num_samples, "pass_at_k": ks}
+
+
+def evaluate_and_show(policy, task, prompts, samplers, accelerator, out: Path | None, **asked) -> None:
+    """Evaluate with each of the samplers; one process writes and tells what all have done."""
+    from egspo.answerlog import AnswerLog
+    from egspo.evaluation import evaluate
+    from egspo.tracking import Screen
+
+    main, seed = accelerator.is_main_process, asked["seed"]
+    total = len(prompts) * asked["num_samples"] * (1 if isinstance(seed, int) else len(seed))
+    for sampler in samplers:
+        log = None
+        if out is not None:
+            several = len(samplers) > 1
+            log = AnswerLog(out.with_stem(f"{out.stem}-{sampler.max_completion_length}") if several else out)
+        with Screen("eval", total, main) as screen:
+            summary, _ = evaluate(
+                policy,
+                task,
+                prompts,
+                sampler,
+                accelerator=accelerator,
+                progress=lambda n, s=screen: s.advance(n, ""),
+                log=log,
+                **asked,
+            )
+        if main:
+            if log is not None:
+                log.finish(summary)
+            show(summary)
+    accelerator.end_training()
+
+
 def show(summary: dict) -> None:
-    """An evaluation in a line."""
-    low, high = summary["ci95"]
+    """An evaluation in a line, and one for each pass@k and each of several seeds."""
     where = f"length {summary['max_completion_length']}, {summary['diffusion_steps']} steps"
-    typer.echo(
-        f"{summary['task']} {summary['split']} ({where}): accuracy {summary['accuracy']:.1%} "
-        f"({summary['correct']}/{summary['n']}, 95% {low:.1%}-{high:.1%})"
-        + "".join(f", {name} {count['share']:.1%}" for name, count in summary["counts"].items())
-    )
+    where += f", {summary['num_fewshot']}-shot" if summary["num_fewshot"] else ""
+    finer = "".join(f", {name} {count['share']:.1%}" for name, count in summary["counts"].items())
+    typer.echo(f"{summary['task']} {summary['split']} ({where}): accuracy {_share(summary)}{finer}")
+    for k, score in summary["pass_at_k"].items():
+        typer.echo(f"  pass@{k} {score['value']:.1%} (95% {_range(score)})")
+    if summary["over_seeds"] is not None:
+        for row in summary["by_seed"]:
+            typer.echo(f"  seed {row['seed']}: accuracy {_share(row)}")
+        mean = summary["over_seeds"]
+        count = f"{len(summary['by_seed'])} seeds"
+        typer.echo(f"  mean of {count}: accuracy {mean['accuracy']:.1%} (95% over seeds {_range(mean)})")
+
+
+def _share(score: dict) -> str:
+    return f"{score['accuracy']:.1%} ({score['correct']}/{score['n']}, 95% {_range(score)})"
+
+
+def _range(score: dict) -> str:
+    low, high = score["ci95"]
+    return f"{low:.1%}-{high:.1%}"
 
 
 def show_evaluations(run: Path) -> None:

@@ -1,6 +1,7 @@
 """What a saved model was trained with, so that ``eval`` and ``sample`` can do the same without being told."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ SECTIONS = ("task", "sampler", "sandbox")
 """What can be set where a model is used as it was saved."""
 MIX, CUSTOM = "mix", "custom"
 """The tasks that hold other tasks, and that are rewarded by a function of the user's."""
+MOST_NUMBERS = 10_000
+"""Of a range given as FIRST-LAST."""
 
 
 def save_settings(folder: Path, task: Task | None, sampler: SamplerConfig, about: dict[str, Any]) -> None:
@@ -175,6 +178,22 @@ def samplers_of(
         )
         for n in lengths
     ]
+
+
+def whole_numbers(text: str, field: str) -> list[int]:
+    """Numbers written as ``0-4`` or ``1,5,10``.
+
+    Raises:
+        ValueError: naming ``field`` for anything else.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_NUMBERS:
+            raise ValueError(f"{field}: {text!r}; give whole numbers such as 0-4 or 1,5,10")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def _sampler(values: dict[str, Any]) -> SamplerConfig:

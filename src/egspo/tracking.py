@@ -55,10 +55,10 @@ class RunFolder:
         self._accelerator.wait_for_everyone()
         if self.main:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, json.dumps(values, indent=2) + "\n")
+            write_whole(file, json.dumps(values, indent=2) + "\n")
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        changed = [key for key in _differences(old, new) if not {key, key.split(".")[0]} & {*_FREE}]
+        changed = [key for key in differences(old, new) if not {key, key.split(".")[0]} & {*_FREE}]
         if changed:
             raise ValueError(
                 f"output_dir: {self.path} holds a run of another configuration "
@@ -76,7 +76,7 @@ class RunFolder:
             return []
         lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
         kept = [line for line in lines if _step_of(line) <= step]
-        _write_whole(file, "".join(line + "\n" for line in kept))
+        write_whole(file, "".join(line + "\n" for line in kept))
         return kept
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
@@ -190,11 +190,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names of what differs between two nested mappings."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [prefix.rstrip(".")]
     keys = sorted(set(old) | set(new))
-    return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [d for key in keys for d in differences(old.get(key), new.get(key), f"{prefix}{key}.")]
 
 
 def _step_of(line: str) -> int | float:
@@ -217,7 +218,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _write_whole(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """Replace a file in one go: whoever interrupts leaves the old one or the new one."""
     draft = file.with_name(f".{file.name}.draft")
     draft.write_text(text, encoding="utf-8")
