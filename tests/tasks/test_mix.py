@@ -83,11 +83,9 @@ def test_what_belongs_to_a_task_is_not_set_on_the_mix(settings: dict, line: str)
 
 
 def test_what_is_found_out_late_names_its_task_too():
-    """Two places of two numbers up to 2 are few problems, which only drawing them shows."""
-    few = {**COUNTDOWN, "num_numbers": 2, "max_number": 2, "min_target": 2, "max_target": 4}
-    complaint = r"^task\.tasks\.1\.num_test: 10 problems.* lower task\.tasks\.1\.num_test"
-    with pytest.raises(ValueError, match=complaint):
-        mix(TOY, few).load("test")
+    without = {"name": "custom", "reward": f"{EXAMPLES / 'rewards.py'}:capitals"}
+    with pytest.raises(ValueError, match=r"^task\.tasks\.1\.train_data: custom has no train problems"):
+        mix(TOY, without).load("test")
 
 
 def test_seed_and_prompt_of_the_mix_are_those_of_all_tasks():
