@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from egspo import registry
 from egspo.data import Problems, as_pair, encode_problems, read_pairs
+from egspo.types import Prompt
 
 PROMPT = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -43,6 +46,60 @@ def test_another_seed_is_another_order():
 
 def test_a_batch_may_be_larger_than_the_data():
     assert sorted(problems(2).order(0, 0, 5)[:4]) == [0, 0, 1, 1]
+
+
+def mixed(sizes: dict[str, int], weights: dict[str, float]) -> Problems:
+    tasks = [name for name, size in sizes.items() for _ in range(size)]
+    prompts = [Prompt((), {"task": name}) for name in tasks]
+    return Problems(prompts, [[0]] * len(prompts), 0, weights)
+
+
+def test_tasks_share_out_each_pass_by_their_weights():
+    """A pass of 20 places, weights 3 to 1: 15 of the 4 problems of one task, 5 of the 16 of the other."""
+    data = mixed({"few": 4, "many": 16}, {"few": 3.0, "many": 1.0})
+    seen = data.order(seed=0, start=0, num=80)
+    for start in range(0, 80, 20):
+        few = [index for index in seen[start : start + 20] if index < 4]
+        assert len(few) == 15
+    # None of a task's problems comes again before all the others of it have come.
+    few, many = [i for i in seen if i < 4], [i for i in seen if i >= 4]
+    assert all(sorted(few[start : start + 4]) == [0, 1, 2, 3] for start in range(0, 60, 4))
+    assert sorted(many[:16]) == list(range(4, 20)) and len(many) == 20
+    # Where they lie in a pass is shuffled, and both tasks' passes have orders of their own.
+    assert len({tuple(i < 4 for i in seen[start : start + 20]) for start in range(0, 80, 20)}) == 4
+    assert len({tuple(few[start : start + 4]) for start in range(0, 60, 4)}) > 5
+    parts = [data.order(0, start, 7) for start in range(0, 84, 7)]
+    assert [index for part in parts for index in part][:80] == seen
+    assert data.order(1, 0, 80) != seen
+
+
+@given(
+    weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5),
+    sizes=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+)
+def test_every_task_has_a_place_and_none_is_a_whole_place_off(weights: list[float], sizes: list[int]):
+    named = {str(i): weight for i, weight in enumerate(weights)}
+    data = mixed({name: size for name, size in zip(named, sizes, strict=False)}, named)
+    tasks = [data.prompts[index].fields["task"] for index in data.order(0, 0, len(data))]
+    counts = {name: tasks.count(name) for name in named}
+    assert min(counts.values()) >= 1
+    shares = {name: len(data) * weight / sum(weights) for name, weight in named.items()}
+    if min(shares.values()) >= 1:
+        assert all(abs(counts[name] - share) < 1 for name, share in shares.items())
+
+
+def test_a_task_of_which_no_prompt_is_short_enough_is_told(tiny_policy):
+    """The template adds two tokens to the five characters of the longer one."""
+    prompts = [
+        Prompt(({"role": "user", "content": text},), {"task": task})
+        for text, task in (("a", "short"), ("bcdef", "long"), ("bcdefg", "long"))
+    ]
+    weights = {"short": 1.0, "long": 1.0}
+    assert len(encode_problems(tiny_policy(), prompts, 7, "train.max_prompt_length", weights)) == 2
+    with pytest.raises(
+        ValueError, match=r"^train.max_prompt_length: 6 leaves none of 2 prompts of 'long'; .* needs 7$"
+    ):
+        encode_problems(tiny_policy(), prompts, 6, "train.max_prompt_length", weights)
 
 
 def test_too_long_prompts_are_left_out_never_cut(tiny_policy):

@@ -50,12 +50,11 @@ class Problems:
         places = _permutation(seed, epoch, len(self))
         if not self.weights:
             return places
-        filled = [
-            own[i]
-            for stream, (own, share) in enumerate(self._shares, 1)
-            for i in _dealt(seed, stream, epoch * share, share, len(own))
-        ]
-        return [filled[place] for place in places]
+        dealt, owner = [], []
+        for stream, (own, share) in enumerate(self._shares):
+            dealt.append(iter([own[i] for i in _dealt(seed, stream + 1, epoch * share, share, len(own))]))
+            owner += [stream] * share
+        return [next(dealt[owner[place]]) for place in places]
 
     @cached_property
     def _shares(self) -> list[tuple[list[int], int]]:

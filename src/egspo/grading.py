@@ -31,7 +31,8 @@ def grade_file(task: Task, path: Path, grader: str = "default") -> Iterator[dict
                 grade = Grade(False, {}, None, f"line {index + 1}: {error}")
                 yield _verdict(index, grade, 0.0) | {"broken": True}
                 continue
-            yield _verdict(index, grade, sum(weights[name] * value for name, value in grade.parts.items()))
+            reward = sum((weights[name] * value for name, value in grade.parts.items()), 0.0)
+            yield _verdict(index, grade, reward)
 
 
 def _parse(line: str, task: Task) -> tuple[str, dict[str, Any]]:

@@ -197,7 +197,7 @@ def _column(values: Sequence[float | None], device: torch.device) -> torch.Tenso
 
 
 def _weigh(grade: Grade, weights: Mapping[str, float]) -> float:
-    return sum(weights[name] * value for name, value in grade.parts.items())
+    return sum((weights[name] * value for name, value in grade.parts.items()), 0.0)
 
 
 def _name(function: RewardFunc) -> str:

@@ -108,7 +108,8 @@ def _conversation(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | N
         ValueError: if there is no prompt, or a completion that is no text.
     """
     given = row.get("messages") or row.get("prompt")
-    messages = chat_messages([{"role": "user", "content": given}] if isinstance(given, str) else given)
+    text = isinstance(given, str) and given
+    messages = chat_messages([{"role": "user", "content": given}] if text else given)
     completion, solution = row.get("completion"), row.get("solution")
     if messages and messages[-1]["role"] == "assistant":
         *messages, last = messages
