@@ -9,10 +9,14 @@ from pydantic import ValidationInfo
 runtime_checkable(ValidationInfo)
 install_import_hook("egspo", "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# A slow machine is no failure; pytest-timeout catches what hangs.
+hypothesis.settings.register_profile("egspo", deadline=None)
+hypothesis.settings.load_profile("egspo")
 
 
 def _tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **shape):
