@@ -100,6 +100,19 @@ def test_maths_and_records_import_torch_alone():
     assert wrong == []
 
 
+def test_the_guest_imports_the_standard_library_and_itself():
+    """It is sent into processes that have no package of this project."""
+    wrong = [
+        f"{file} imports {name}"
+        for file in TREES
+        for name in imports(file)
+        if file.startswith("sandbox/guest/")
+        and name.split(".")[0] not in {*sys.stdlib_module_names, "numpy", "pytest"}
+        and not name.startswith("egspo.sandbox.guest")
+    ]
+    assert wrong == []
+
+
 def test_the_report_imports_nothing_of_the_package():
     ours = [name for file in TREES if top(file) == "report" for name in imports(file) if name[:6] == "egspo."]
     assert [name for name in ours if not name.startswith("egspo.report.")] == []
@@ -125,7 +138,13 @@ def test_only_the_command_line_and_the_screen_print():
 
 
 def test_no_text_is_run_as_code():
-    assert [place for place, name, _ in calls() if name in ("eval", "exec", "compile", "__import__")] == []
+    """The sandbox's guest alone does, in processes that are locked up before."""
+    runs = [place for place, name, _ in calls() if name in ("eval", "exec", "compile", "__import__")]
+    assert [place for place in runs if not place.startswith("sandbox/guest/")] == []
+    assert {place.partition(":")[0] for place in runs} == {
+        "sandbox/guest/program.py",
+        "sandbox/guest/tester.py",
+    }
 
 
 def test_remote_code_is_never_trusted():

@@ -31,12 +31,16 @@ class Program:
     the program defines stands for its counterpart there: calls go over as plain data, and what comes back is
     rebuilt as builtins. ``preamble`` runs there too, so that both know the same helper classes. A test passes
     if it ends without an exception.
+
+    ``entry_points`` are the names that the problem asks for, where it says them. Only these may then take the
+    place of builtins, of common modules' functions and of the preamble's names in the tests.
     """
 
     source: str
     tests: tuple[str, ...]
     setup: str = ""
     preamble: str = ""
+    entry_points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
