@@ -1,8 +1,9 @@
-r"""Whether two mathematical answers are the same, decided by their shapes; values that differ in writing are asked for.
+r"""Whether two mathematical answers are the same, by their shapes; of values that differ in writing one asks.
 
-Of the same shape means: lists and sets agree in any order, tuples and intervals in order and in their brackets,
-unions in any order, matrices cell by cell, numbers exactly (``0.333`` is not ``1/3``), numerals with a base
-(``1011_2``) in base and digits. ``x = 5`` is what ``5`` is, words are compared as words, and units are not compared.
+Of the same shape means: lists and sets agree in any order, tuples and intervals in order and in their
+brackets, unions in any order, matrices cell by cell, numbers exactly (``0.333`` is not ``1/3``), numerals
+with a base (``1011_2``) in base and digits. ``x = 5`` is what ``5`` is, words are compared as words, and
+units are not compared.
 """
 
 import re
@@ -56,7 +57,7 @@ def _same(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
 
 
 def _same_in_any_order(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
-    """Each gold part takes the first that equals it: equality is transitive, so no other choice does better."""
+    """Each gold part takes the first that equals it: as equality is transitive, no other does better."""
     left, unknown = list(given.parts), False
     for part in gold.parts:
         verdicts = [_same(part, other, None) for other in left]

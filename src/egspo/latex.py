@@ -1,7 +1,9 @@
-r"""The shape of a mathematical answer in LaTeX: one writing for what is written in many ways, then its parts.
+r"""The shape of a mathematical answer in LaTeX: one writing for what is written in many ways, then its
+parts.
 
-Strings in, small trees out; nothing is computed. Layout (``\left``, ``\,``, ``\displaystyle``, dollar signs), kinds of
-fractions, thousands separators, degree, percent and currency signs, and units behind a value all vanish.
+Strings in, small trees out; nothing is computed. Layout (``\left``, ``\,``, ``\displaystyle``, dollar
+signs), kinds of fractions, thousands separators, degree, percent and currency signs, and units behind a
+value all vanish.
 """
 
 import re
@@ -39,7 +41,9 @@ _CHARACTERS = str.maketrans(
         '"': " ",
     }
 )
-_WORDS = re.compile(r"\\(?:text|textnormal|textbf|textit|textrm|mbox|mathrm|mathit|mathbf|mathsf|operatorname)\s*\{([^{}]*)\}")
+_WORDS = re.compile(
+    r"\\(?:text|textnormal|textbf|textit|textrm|mbox|mathrm|mathit|mathbf|mathsf|operatorname)\s*\{([^{}]*)\}"
+)
 _FUNCTIONS = ("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "arcsin", "arccos", "arctan", "exp")
 _CONJUNCTION = re.compile(r'\s*,?\s*(?:"[\s,]*(?:and|or)[\s,]*"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*')
 _REWRITES = [
@@ -68,7 +72,8 @@ _REWRITES = [
 _UNIT = re.compile(r'(?<=[^\s,(\[])\s*"([^"]*)"(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?[\s.]*$')
 _PLAIN_UNIT = re.compile(
     r"(-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+|[0-9]*\\frac\{[0-9]+\}\{[0-9]+\}|[0-9]+/[0-9]+))\s+"
-    r"((?:[cmk]?m|[mk]?g|s|ft|in|lbs?|oz|mi|hrs?|min|sec|mph|sq)\b[A-Za-z. ]*|[A-Za-z]{4}[A-Za-z. ]*)(?:\^\{?[0-9]\}?)?"
+    r"((?:[cmk]?m|[mk]?g|s|ft|in|lbs?|oz|mi|hrs?|min|sec|mph|sq)\b[A-Za-z. ]*|[A-Za-z]{4}[A-Za-z. ]*)"
+    r"(?:\^\{?[0-9]\}?)?"
 )
 _HALF_OF_A_DAY = re.compile(r'(?<=[0-9])\s*"?\s*([ap])\.?\s*m\.?\s*"?$', re.IGNORECASE)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -83,9 +88,19 @@ _NUMBERS = [
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _BRACKET = re.compile(r"\\[{}]|[(){}\[\]]|\\begin\b|\\end\b")
-_VARIABLE = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?[A-Za-z0-9]\}?|[A-Za-z]\^\{-1\}\([a-z]\)|[A-Za-z]\([a-z]\))\s*")
+_VARIABLE = re.compile(
+    r"\s*(?:[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?[A-Za-z0-9]\}?|[A-Za-z]\^\{-1\}\([a-z]\)|[A-Za-z]\([a-z]\))\s*"
+)
 _MEMBER = re.compile(rf"^{_VARIABLE.pattern}\\in(?![A-Za-z])")
-VALUE, LIST, TUPLE, UNION, MATRIX, RATIO, EQUATION = "value", "list", "tuple", "union", "matrix", "ratio", "equation"
+VALUE, LIST, TUPLE, UNION, MATRIX, RATIO, EQUATION = (
+    "value",
+    "list",
+    "tuple",
+    "union",
+    "matrix",
+    "ratio",
+    "equation",
+)
 
 
 class LatexError(ValueError):
@@ -94,8 +109,9 @@ class LatexError(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """An answer: of ``kind`` value (``text``) or made of ``parts``. A number with thousands separators has the
-    numbers between them as parts: beside a list, that is what they are.
+    """An answer: of ``kind`` value (``text``) or made of ``parts``.
+
+    A number with thousands separators has the numbers between them as parts: beside a list, it is one.
 
     ``mark`` is what must agree besides: the brackets of a tuple, rows and delimiters of a matrix, morning or
     afternoon of a time. An equation has its two sides as parts.
@@ -287,7 +303,9 @@ def _split(text: str, separator: str) -> list[str]:
     if separator not in text:
         return [text]
     parts, start, depth = [], 0, 0
-    for match in re.finditer(rf"{_BRACKET.pattern}|{re.escape(separator)}(?![A-Za-z])|{re.escape(separator)}", text):
+    for match in re.finditer(
+        rf"{_BRACKET.pattern}|{re.escape(separator)}(?![A-Za-z])|{re.escape(separator)}", text
+    ):
         if match[0] == separator:
             if depth == 0:
                 parts.append(text[start : match.start()])

@@ -1,8 +1,8 @@
-r"""Reading the one number that a short answer states: ``18``, ``$1,234.50``, ``18 km/h``, ``2\frac{1}{2} cups``, ``5%``.
+r"""Reading the one number that a short answer states: ``18``, ``$1,234.50``, ``18 km/h``, ``2\frac12 cups``.
 
-The value is an exact fraction. Words and units may stand around the number. An answer with several numbers states
-none unless they are equal: ``3 apples and 4 pears``, ``7:30`` and ``18-20`` are refused, ``$18 ($18.00)`` is read. Of a
-calculation, ``3 x 4 = 12``, what follows the last equals sign is read.
+The value is an exact fraction. Words and units may stand around the number. An answer with several numbers
+states none unless they are equal: ``3 apples and 4 pears``, ``7:30`` and ``18-20`` are refused, ``$18
+($18.00)`` is read. Of a calculation, ``3 x 4 = 12``, what follows the last equals sign is read.
 """
 
 import re
@@ -37,7 +37,9 @@ _NUMBER = re.compile(
     r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)(?![a-z])|(?P<kilo>[kK])(?![A-Za-z]))?"
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3}
-_UNIT_DIGITS = re.compile(r"(?<=[A-Za-z)}])\s*\^\s*\{?\s*-?[0-9]\s*\}?|(?<=[A-Za-z])[²³]|(?<![A-Za-z0-9])(?:c|k|m)?m[23](?![A-Za-z0-9])")
+_UNIT_DIGITS = re.compile(
+    r"(?<=[A-Za-z)}])\s*\^\s*\{?\s*-?[0-9]\s*\}?|(?<=[A-Za-z])[²³]|(?<![A-Za-z0-9])(?:c|k|m)?m[23](?![A-Za-z0-9])"
+)
 _MISREAD = re.compile(r"\b(?:not|nor|neither|(?:and|plus)\s+(?:a|one)\s+(?:half|third|quarter|fifth)s?)\b")
 _SPELT_DIGITS = re.compile(r"[^\W\d_]|[^0-9]")
 
@@ -50,8 +52,8 @@ def read_number(text: str) -> Fraction:
     """The number that an answer states.
 
     Raises:
-        NumberError: if it states none or several, or one that is not read: with other digits than 0-9, a power
-            (``2^3``, ``1e3``), a division by zero, more than `MOST_DIGITS` characters.
+        NumberError: if it states none or several, or one that is not read: with other digits than 0-9, a
+            power (``2^3``, ``1e3``), a division by zero, more than `MOST_DIGITS` characters.
     """
     if len(text) > LONGEST:
         raise NumberError(f"longer than {LONGEST} characters")
@@ -77,7 +79,9 @@ def _check_rest(rest: str, values: list[Fraction]) -> None:
     if len(set(values)) > 1 or len(values) > 2:
         shown = ", ".join(str(value)[:20] for value in values[:4])
         raise NumberError(f"several numbers ({shown}{', …' if len(values) > 4 else ''})")
-    if re.search(r"#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#", rest):
+    if re.search(
+        r"#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#", rest
+    ):
         raise NumberError("a calculation, not a number")
     if _MISREAD.search(rest.lower()):
         raise NumberError("words that change the number")
@@ -96,7 +100,9 @@ def _value(match: re.Match, text: str) -> Fraction:
     before = text[match.start() - 1 : match.start()]
     sign = match["sign"] + match["second"]
     if sign and before and not re.match(r"[\s($:]", before):
-        raise NumberError(f"{text[max(0, match.start() - 10) : match.end()].strip()!r} may be negative or not")
+        raise NumberError(
+            f"{text[max(0, match.start() - 10) : match.end()].strip()!r} may be negative or not"
+        )
     scale = (match["scale"] or match["kilo"] or "").lower()
     value *= 10 ** _SCALES.get(scale, 0)
     return -value if sign.count("-") == 1 else value

@@ -57,4 +57,3 @@ def comparer():
 
     ask(r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}")
     return compare
-

@@ -1,9 +1,9 @@
 """Warm worker processes for calls that may hang or eat memory, each call under hard limits.
 
-A worker is two processes. The outer one imports what is needed once and then only forwards; the inner one, its
-fork, does the work and is replaced, within milliseconds, when a call exceeds its processor time, its memory or
-twice its time by the clock. No signal handler and no thread of the caller takes part, so a pool works from any
-thread, from any rank, and in a forked child, which gets workers of its own.
+A worker is two processes. The outer one imports what is needed once and then only forwards; the inner one,
+its fork, does the work and is replaced, within milliseconds, when a call exceeds its processor time, its
+memory or twice its time by the clock. No signal handler and no thread of the caller takes part, so a pool
+works from any thread, from any rank, and in a forked child, which gets workers of its own.
 """
 
 import atexit
@@ -22,8 +22,6 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import egspo
 
 START = 60.0
 """Seconds that a worker may take to start."""
@@ -150,10 +148,8 @@ class _Worker:
 
     def __init__(self, factory: str, seconds: float, megabytes: int):
         self._patience = 2 * seconds + 1.0
-        path = os.pathsep.join(
-            filter(None, (str(Path(egspo.__file__).parents[1]), os.environ.get("PYTHONPATH")))
-        )
-        # -P: a script's folder must not shadow modules. A session of its own: Ctrl-C is the caller's to handle.
+        path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+        # -P: the current folder must not shadow modules. A session of its own: Ctrl-C is the caller's.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "egspo.workers", factory, str(seconds), str(megabytes)],
             stdin=subprocess.PIPE,
@@ -242,7 +238,7 @@ class _Fork:
 
 
 def _serve(function: Callable[..., Any], seconds: float, bytes_: int, request: int, reply: int) -> None:
-    """Answer calls. Nobody handles SIGPROF, so the kernel ends the process when the time is over, in C code too."""
+    """Answer calls. Nobody handles SIGPROF: the kernel ends the process when time is over, also in C code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,8 +1,9 @@
 """What Python's own reading of an arithmetic expression comes to, without handing it the text.
 
-d1 evaluates a model's expression as Python code after a look at its characters, which lets ``**``, ``//`` and decimals
-through, and ``9**9**9`` run for hours. Here the same grammar is parsed: whole and decimal numbers, ``+ - * / // **``,
-signs and parentheses, with Python's precedence and arithmetic. What Python would take unboundedly long for is refused.
+d1 evaluates a model's expression as Python code after a look at its characters, which lets ``**``, ``//``
+and decimals through, and ``9**9**9`` run for hours. Here the same grammar is parsed: whole and decimal
+numbers, ``+ - * / // **``, signs and parentheses, with Python's precedence and arithmetic. What Python
+would take unboundedly long for is refused.
 """
 
 import operator
@@ -17,8 +18,10 @@ MAX_SIGNS = 500
 
 Number = int | float | complex
 
-_TOKEN = re.compile(r"[ \t\f]*(?:(?P<decimal>[0-9]+\.[0-9]*|\.[0-9]+)|(?P<whole>[0-9]+)|(?P<sign>\*\*|//|[-+*/()])|(?P<line>[\r\n]))")
-_BLANK = re.compile(r"[ \t\f]*")
+_TOKEN = re.compile(
+    r"[ \t\f]*(?:(?P<decimal>[0-9]+\.[0-9]*|\.[0-9]+)|(?P<whole>[0-9]+)"
+    r"|(?P<sign>\*\*|//|[-+*/()])|(?P<line>[\r\n]))"
+)
 _SUMS = {"+": operator.add, "-": operator.sub}
 _PRODUCTS = {"*": operator.mul, "/": operator.truediv, "//": operator.floordiv}
 
@@ -69,7 +72,8 @@ def _tokens(text: str) -> list[str | Number]:
 
 
 class _Parser:
-    """total = product {+- product}; product = signed {* / // signed}; signed = {+-} power; power = atom [** signed]."""
+    """total = product {+- product}, product = signed {* / // signed}, signed = {+-} power,
+    power = atom [** signed]."""
 
     def __init__(self, tokens: list[str | Number]):
         self.tokens = tokens

@@ -1,8 +1,9 @@
 r"""d1's rules for Countdown.
 
-The expression is the last ``\boxed``, the whole text if it has none, and the first ``<answer>`` only if the box does
-not close; of it the first run of digits, operators and parentheses that ``=`` and a digit, point or blank follow. Its
-digits must be the numbers given, each once, and its value, computed as Python does, the target.
+The expression is the last ``\boxed``, the whole text if it has none, and the first ``<answer>`` only if the
+box does not close; of it the first run of digits, operators and parentheses that ``=`` and a digit, point
+or blank follow. Its digits must be the numbers given, each once, and its value, computed as Python does,
+the target.
 """
 
 import re

@@ -1,7 +1,8 @@
 r"""d1's rules for GSM8K.
 
-The first ``\boxed{`` whose content, up to the first closing brace of the same line, holds a number counts, and of it
-the first number (``1,234`` is 1); without one the last number of the first ``<answer>``. Numbers are floats.
+The first ``\boxed{`` whose content, up to the first closing brace of the same line, holds a number counts,
+and of it the first number (``1,234`` is 1); without one the last number of the first ``<answer>``. Numbers
+are floats.
 """
 
 import re

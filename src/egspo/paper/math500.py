@@ -1,8 +1,9 @@
-r"""d1's rules for MATH-500, which are those of the MATH benchmark's own string comparison (arXiv 2103.03874).
+r"""d1's rules for MATH-500, which are those of the MATH benchmark's own string comparison (arXiv
+2103.03874).
 
-The answer is the last ``\boxed``; a text without any is itself the answer; only an empty or unclosed box gives way to
-the first ``<answer>``. Two answers are equal if they are after a fixed list of replacements, or as they stand where
-that list does not apply.
+The answer is the last ``\boxed``; a text without any is itself the answer; only an empty or unclosed box
+gives way to the first ``<answer>``. Two answers are equal if they are after a fixed list of replacements,
+or as they stand where that list does not apply.
 """
 
 from egspo.paper.gsm8k import first_answer_tag
@@ -92,7 +93,7 @@ def _brace_roots(text: str) -> str:
 
 
 def _brace_fractions(text: str) -> str:
-    r"""Braces around the halves of ``\frac12`` and ``\frac1{…}``; the text as it is if one has no second half."""
+    r"""Braces around the halves of ``\frac12`` and ``\frac1{…}``; the text itself if one lacks its second."""
     before, *parts = text.split("\\frac")
     done = [before]
     for part in parts:
@@ -109,7 +110,7 @@ def _brace_fractions(text: str) -> str:
 
 
 def _as_fraction(text: str) -> str:
-    r"""``\frac{a}{b}`` for ``a/b`` of two whole numbers; with anything else beside one slash the rules fail."""
+    r"""``\frac{a}{b}`` for ``a/b`` of two whole numbers; with others beside one slash the rules fail."""
     if text.count("/") != 1:
         return text
     try:

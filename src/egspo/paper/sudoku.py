@@ -1,8 +1,9 @@
 """d1's rules for 4x4 Sudoku.
 
-What is taken for the grid is the first of: digits in a code fence behind ``<answer>``; all that follows ``<answer>`` up
-to its end; all that follows ``</answer>``; 16 digits before ``</answer>``; 16 digits by themselves. Blanks dropped, it is
-cut or filled with zeros to 16 characters, and each empty cell of the puzzle is compared with the stored solution.
+What is taken for the grid is the first of: digits in a code fence behind ``<answer>``; all that follows
+``<answer>`` up to its end; all that follows ``</answer>``; 16 digits before ``</answer>``; 16 digits by
+themselves. Blanks dropped, it is cut or filled with zeros to 16 characters, and each empty cell of the
+puzzle is compared with the stored solution.
 """
 
 import re
