@@ -13,7 +13,7 @@ from fractions import Fraction
 LONGEST = 2_000
 """Longest answer read, in characters."""
 MOST_PARTS = 64
-"""Most parts of a list, tuple, union or matrix."""
+"""Most parts of an answer, on all levels together."""
 DEEPEST = 12
 """Deepest nesting of parts."""
 MOST_DIGITS = 200
@@ -144,7 +144,7 @@ def read(text: str) -> Shape:
     Raises:
         LatexError: for one that is longer, deeper or has more parts than is read.
     """
-    return _read(clean(text), 0)
+    return _bounded(_read(clean(text), 0))
 
 
 def readings(text: str) -> list[Shape]:
@@ -156,6 +156,17 @@ def readings(text: str) -> list[Shape]:
     sides = _split(clean(text), "=")
     chain = len(sides) > 1 and all(rational(side) is not None for side in sides)
     return [_read(side, 0) for side in sides] if chain else [read(text)]
+
+
+def _bounded(shape: Shape) -> Shape:
+    """Unordered parts are compared each with each, so their number is bounded over all levels."""
+    if _size(shape) > MOST_PARTS:
+        raise LatexError(f"more than {MOST_PARTS} parts")
+    return shape
+
+
+def _size(shape: Shape) -> int:
+    return sum(map(_size, shape.parts)) or 1
 
 
 def rational(text: str) -> Fraction | None:

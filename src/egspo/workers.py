@@ -129,7 +129,7 @@ _POOLS: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 def _forget_all() -> None:
     for pool in list(_POOLS):
-        for worker in pool._all:
+        for worker in list(pool._all):
             worker.disown()
         pool._forget()
 
@@ -154,6 +154,7 @@ class _Worker:
             [sys.executable, "-P", "-m", "egspo.workers", factory, str(seconds), str(megabytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,
         )
@@ -163,8 +164,7 @@ class _Worker:
 
     def ask(self, line: str) -> dict[str, Any]:
         try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            _write(self._process.stdin.fileno(), line.encode() + b"\n")
         except OSError:
             raise Overrun("the worker is gone") from None
         reply = _read_line(self._process.stdout.fileno(), self._patience)
@@ -187,6 +187,11 @@ class _Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def _write(file: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(file, line) :]
 
 
 def _read_line(file: int, seconds: float) -> bytes | None:
@@ -224,9 +229,7 @@ class _Fork:
 
     def ask(self, line: bytes) -> bytes | None:
         with contextlib.suppress(OSError):
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._request, view) :]
+            _write(self._request, line)
         return _read_line(self._reply, self._patience)
 
     def end(self) -> None:

@@ -166,6 +166,31 @@ def test_any_text_is_graded(name, style, text, wrap):
     check(task.grade(wrap.format(text), prompt.fields), task)
 
 
+def paper_task(name: str, style: str = "instruct") -> Task:
+    if registry.load("tasks", name).paper_grade is Task.paper_grade:
+        pytest.skip(f"{name} has no published grader")
+    return make(name, style)
+
+
+@every_task
+@pytest.mark.parametrize("case", GARBAGE)
+def test_the_published_grader_survives_garbage(name, case):
+    task, prompt = paper_task(name), load(name, "instruct", "test")[0]
+    start = time.perf_counter()
+    grade = task.paper_grade(GARBAGE[case], prompt.fields)
+    assert time.perf_counter() - start < 5
+    check(grade, task)
+    assert not grade.correct
+
+
+@every_task
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(), wrap=st.sampled_from(["{}", "<answer>{}</answer>", "\\boxed{{{}}}"]))
+def test_the_published_grader_grades_any_text(name, text, wrap):
+    task, prompt = paper_task(name), load(name, "instruct", "test")[0]
+    check(task.paper_grade(wrap.format(text), prompt.fields), task)
+
+
 @every_task
 @pytest.mark.parametrize("fields", [{}, {"puzzle": ["1"], "numbers": "a", "target": None, "answer": [3]}])
 def test_fields_of_another_task_are_a_data_error(name, fields):
