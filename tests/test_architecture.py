@@ -16,7 +16,19 @@ SOURCE = ROOT / "src" / "egspo"
 # which may import each other.
 LAYERS = (
     ("types", "external", "registry"),
-    ("ops", "answers", "records", "hub", "sandbox"),
+    (
+        "ops",
+        "answers",
+        "records",
+        "hub",
+        "sandbox",
+        "workers",
+        "quantities",
+        "latex",
+        "equality",
+        "symbolic",
+        "paper",
+    ),
     ("objectives", "tasks"),
     ("compose", "sections", "config"),
     ("models", "policy"),

@@ -155,8 +155,7 @@ def grade(
 
     Example: egspo grade --task sudoku generations.jsonl --out verdicts.jsonl
     """
-    from egspo.grading import grade_file
-    from egspo.ops.intervals import wilson
+    from egspo.grading import accuracy, grade_file
     from egspo.settings import task_of
 
     if grader not in ("default", "paper"):
@@ -174,9 +173,7 @@ def grade(
     for verdict in verdicts:
         if verdict["broken"]:
             typer.echo(f"{generations}: {verdict['reason']}; graded wrong", err=True)
-    right, n = sum(verdict["correct"] for verdict in verdicts), len(verdicts)
-    low, high = wilson(right, n)
-    typer.echo(f"accuracy {right / max(1, n):.4f} ({right}/{n}, 95% {low:.3f}-{high:.3f})")
+    typer.echo(accuracy(verdicts, problems.paper_count if grader == "paper" else None))
 
 
 @app.command()

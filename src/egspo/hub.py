@@ -36,7 +36,8 @@ def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, An
             f"{field}: {source.name!r} [{source.split}] could not be had from the hub ({reason}); check name "
             f"and network, or give a file as {field}"
         ) from error
-    place = f"{source.name}[{source.split}]"
+    subset = f"/{source.config}" if source.config else ""
+    place = f"{source.name}{subset}[{source.split}]"
     return [
         (f"{place} row {i}", {key.lower(): value for key, value in row.items()}) for i, row in enumerate(rows)
     ]

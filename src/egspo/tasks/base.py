@@ -108,6 +108,8 @@ class Task(ABC):
     """Styles of prompt that the task has."""
     independent: ClassVar[bool] = True
     """Whether a grade depends on its own completion alone: then a thread may grade a batch in parts."""
+    paper_count: ClassVar[str | None] = None
+    """The entry of ``Grade.counts`` whose share the published grader reports; None: right answers."""
 
     def __init__(self, config: TaskConfig):
         self.config = config
@@ -234,6 +236,19 @@ class ProblemTask(Task):
     def _prompt(self, name: str, fields: dict[str, Any], solution: str | None) -> Prompt:
         solution = None if solution is None else self._completion(solution)
         return Prompt(({"role": "user", "content": self._question(fields)},), fields, solution, name)
+
+
+MARK = "####"
+"""What stands between the reasoning of a solution and its answer."""
+
+
+def worked(style: PromptStyle, solution: str) -> str:
+    """A solution with its reasoning, as the completion that a prompt of this style asks for."""
+    reasoning, _, answer = (part.strip() for part in solution.rpartition(MARK))
+    if style == "compact":
+        return f"{reasoning}\n<answer>{answer}</answer>"
+    reasoning = f"<reasoning>\n{reasoning}\n</reasoning>" if style == "paper" else reasoning
+    return f"{reasoning}\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
 
 class GeneratedTask(ProblemTask):

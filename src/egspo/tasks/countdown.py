@@ -24,6 +24,8 @@ from pydantic import Field, field_validator, model_validator
 
 from egspo import answers
 from egspo.answers import ExpressionError
+from egspo.paper import countdown as paper
+from egspo.paper.prompts import COUNTDOWN as PAPER
 from egspo.records import Row
 from egspo.tasks import base
 from egspo.tasks.base import GeneratedConfig, Part, Problem
@@ -93,6 +95,7 @@ class Task(base.GeneratedTask):
     }
     grade_fields = ("numbers", "target")
     Config = Config
+    prompts = ("instruct", "compact", "paper")
 
     @property
     def max_number_token(self) -> int:
@@ -117,6 +120,12 @@ class Task(base.GeneratedTask):
         if stated != (target, [abs(target)]):
             return _grade(text, f"says that it equals {_short(stated[0])}", formed=1.0, closeness=closeness)
         return _grade(text, f"reaches {target}", correct=1.0, closeness=1.0)
+
+    def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
+        problem = _read_problem(fields.get("numbers"), fields.get("target"))
+        expression = paper.read_expression(completion)
+        correct, reason = paper.verdict(expression, *problem)
+        return _grade(expression, reason, **({"correct": 1.0} if correct else {}))
 
     def _generate(self, split: str) -> list[Problem]:
         seen, problems = self._held_out(split), []
@@ -155,10 +164,15 @@ class Task(base.GeneratedTask):
         """The numbers in any order, and the target."""
         return tuple(sorted(fields["numbers"])), fields["target"]
 
+    def _completion(self, solution: str) -> str:
+        return super()._completion(f"\\boxed{{{solution}}}" if self.config.prompt == "paper" else solution)
+
     def _question(self, fields: Mapping[str, Any]) -> str:
         numbers, target = map(str, fields["numbers"]), fields["target"]
         if self.config.prompt == "compact":
             return f"{','.join(numbers)}={target}"
+        if self.config.prompt == "paper":
+            return f"{PAPER}Numbers: [{', '.join(numbers)}]\nTarget: {target}"
         return INSTRUCTION.format(numbers=", ".join(numbers), target=target)
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from egspo import answers
+from egspo.paper import sudoku as paper
+from egspo.paper.prompts import SUDOKU as PAPER
 from egspo.records import Row
 from egspo.tasks import base
 from egspo.tasks.base import SPLITS, GeneratedConfig, Part, Problem
@@ -74,6 +76,8 @@ class Task(base.GeneratedTask):
     }
     grade_fields = ("puzzle",)
     Config = Config
+    prompts = ("instruct", "compact", "paper")
+    paper_count = "cells"
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         puzzle = str(fields.get("puzzle"))
@@ -94,6 +98,27 @@ class Task(base.GeneratedTask):
         }
         counts = {"cells": (right, num_blanks)}
         return Grade(fault is None, parts, grid, fault or "solves the puzzle", counts)
+
+    def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
+        puzzle, solution = str(fields.get("puzzle")), fields.get("solution")
+        known = _texts(solutions(puzzle))
+        if solution is None and len(known) > 1:
+            raise ValueError(
+                f"solution: missing, and the puzzle {puzzle!r} has {len(known)}; give the one of the data "
+                "set, with which the published grader compares"
+            )
+        if solution is not None and not (isinstance(solution, str) and len(solution) == CELLS):
+            raise ValueError(f"solution: {solution!r}; write {CELLS} characters")
+        grid = paper.read_grid(completion)
+        right, blanks = paper.right_cells(grid, puzzle, solution or known[0])
+        parts = {"cells": right / blanks, "solved": float(right == blanks), "format": 0.0}
+        return Grade(
+            right == blanks,
+            parts,
+            grid or None,
+            f"{right} of {blanks} cells right",
+            {"cells": (right, blanks)},
+        )
 
     def _generate(self, split: str) -> list[Problem]:
         """Different puzzles with one solution each.
@@ -135,6 +160,8 @@ class Task(base.GeneratedTask):
         return fields["puzzle"]
 
     def _question(self, fields: Mapping[str, Any]) -> str:
+        if self.config.prompt == "paper":
+            return f"{PAPER}{fields['puzzle']}\n"
         return fields["puzzle"] if self.config.prompt == "compact" else INSTRUCTION.format(**fields)
 
     def _grids_of(self, split: str) -> np.ndarray:
