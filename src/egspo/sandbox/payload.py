@@ -74,7 +74,7 @@ def _modules() -> list[tuple[str, Any]]:
 
 
 def lock(config: SandboxConfig, files: str, filtered: bytes) -> dict[str, Any]:
-    """How a process is locked up. ``files``: ``root`` (a root of its own), ``landlock`` or ``none``."""
+    """The lock of a process. ``files``: by a ``root`` of its own, ``landlock``, ``bubblewrap`` or ``none``."""
     paths, links = visible()
     limits = {
         "CORE": 0,
@@ -84,7 +84,7 @@ def lock(config: SandboxConfig, files: str, filtered: bytes) -> dict[str, Any]:
         "AS": config.memory_mb << 20,
         "MSGQUEUE": 0,
     }
-    if files == "root":
+    if files in ("root", "bubblewrap"):
         # Elsewhere the count would be of all processes of the user.
         limits["NPROC"] = PROCESSES
     return {

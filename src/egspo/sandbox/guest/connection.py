@@ -18,7 +18,7 @@ MOST_ITEMS = 100_000
 _TRUSTED = """
  abc array ast base64 bisect calendar cmath collections collections.abc copy csv dataclasses datetime
 decimal difflib enum fractions functools hashlib heapq html itertools json math numbers operator os.path
-queue random re statistics string struct textwrap time timeit typing unicodedata uuid numpy
+queue random re statistics string struct sys textwrap time timeit typing unicodedata uuid numpy
 """
 TRUSTED = frozenset(_TRUSTED.split())
 """Modules in whose own classes and functions a test may use a name that the program imported."""
@@ -282,7 +282,7 @@ def find(module: str, name: str) -> object:
 
 def _library_class(connection: Connection, parts: list, decoder: Decoder) -> object:
     """A class of this process's own library, of harmless modules or an exception; else as of the program."""
-    module, name, number = parts
+    module, name, number, base = parts
     found = find(module, name) if type(module) is type(name) is str else None
     if isinstance(found, type) and (
         module == "builtins"
@@ -290,7 +290,10 @@ def _library_class(connection: Connection, parts: list, decoder: Decoder) -> obj
         or (issubclass(found, BaseException) and module in sys.stdlib_module_names)
     ):
         return found
-    return connection.make_class([number, str(name).rpartition(".")[2], "", ""], decoder)
+    name, above = str(name).rpartition(".")[2], find("builtins", str(base))
+    if isinstance(above, type) and issubclass(above, BaseException):
+        return connection.known.setdefault(number, type(name, (above,), {"__module__": str(module)}))
+    return connection.make_class([number, name, "", ""], decoder)
 
 
 def _named_tuple(connection: Connection, parts: list, decoder: Decoder) -> tuple:
