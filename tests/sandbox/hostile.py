@@ -242,7 +242,11 @@ ESCAPES = {
         "import ctypes\ndef act():\n"
         "    if ctypes.CDLL(None).mount(None, b'/usr', None, 0x1020, None) < 0: raise OSError"
     ),
-    "can become root": "import ctypes\ndef act():\n    if ctypes.CDLL(None).prctl(23, 21, 0, 0, 0) != 1: raise OSError",
+    "has capabilities": (
+        "import ctypes\ndef act():\n"
+        "    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()\n"
+        "    if ctypes.CDLL(None).capget(header, sets) or not any(sets): raise OSError"
+    ),
     "raises its limits": (
         "import resource\ndef act():\n    try: resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))\n"
         "    except ValueError: raise OSError"

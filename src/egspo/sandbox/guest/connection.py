@@ -1,6 +1,7 @@
 """The tests' end of the line to the program: requests, answers, and values rebuilt from what it sends."""
 
 import collections
+import io
 import itertools
 import sys
 import threading
@@ -97,7 +98,8 @@ class Connection:
         """Calls a function of the tests for the program."""
         try:
             _, roots, nodes = message
-            number, args, kwargs = Decoder(self.decode, nodes).build(roots)
+            decoder = Decoder(self.decode, nodes)
+            number, args, kwargs = decoder.build(roots)
             function = self.functions[number]
         except _MALFORMED as error:
             self.fail("called no function of the tests", error)
@@ -105,7 +107,7 @@ class Connection:
             kind, value = "return", function(*args, **kwargs)
         except Exception as error:
             kind, value = "raise", error
-        encoder = Encoder(self.encode)
+        encoder = Encoder(self.encode, decoder.objects)
         root = encoder.value(value)
         self.send([kind, root, encoder.finish()])
 
@@ -175,7 +177,7 @@ class Connection:
         where = _importable(x)
         if where is not None:
             return ["b", *where]
-        if hasattr(kind, "__next__"):
+        if hasattr(kind, "__next__") and not isinstance(x, io.IOBase):
             return ["G", *encoder.values(itertools.islice(x, MOST_ITEMS))]
         if isinstance(x, tuple) and hasattr(kind, "_fields"):
             return ["N", kind.__name__, ",".join(kind._fields), *encoder.values(x)]
@@ -287,7 +289,7 @@ def _library_class(connection: Connection, parts: list, decoder: Decoder) -> obj
     if isinstance(found, type) and (
         module == "builtins"
         or module in TRUSTED
-        or (issubclass(found, BaseException) and module in sys.stdlib_module_names)
+        or (issubclass(found, BaseException) and module.partition(".")[0] in sys.stdlib_module_names)
     ):
         return found
     name, above = str(name).rpartition(".")[2], find("builtins", str(base))

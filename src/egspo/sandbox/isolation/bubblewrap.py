@@ -31,6 +31,7 @@ def command(program: str, nested: bool) -> list[str]:
     """bubblewrap around the interpreter. ``nested``: with ``/proc``, to set up namespaces by."""
     paths, links = payload.visible()
     options = ["--unshare-all", "--new-session", "--die-with-parent", "--as-pid-1", "--clearenv"]
+    options += ["--uid", str(payload.NOBODY), "--gid", str(payload.NOBODY)]
     for name, value in payload.ENVIRONMENT.items():
         options += ["--setenv", name, value]
     for path in paths:

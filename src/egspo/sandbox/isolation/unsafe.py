@@ -4,7 +4,7 @@ from egspo.sandbox import payload
 from egspo.sandbox.processes import Forker, Starter
 from egspo.sandbox.records import SandboxConfig
 
-VARIANTS = {"limits": "environment only; limits on time, memory, open files and sizes of files"}
+VARIANTS = {"limits": "nothing but the environment; limits on time, memory, open files and sizes of files"}
 
 
 def starter(config: SandboxConfig, variant: str) -> Starter:
