@@ -38,7 +38,7 @@ def doctor(
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="processes to plan for, each with that memory")] = 1,
 ) -> None:
-    """Versions, devices, memory, trackers, caches; or the memory that a configuration needs.
+    """Versions, devices, memory, sandbox, trackers, caches; or the memory that a configuration needs.
 
     Example: egspo doctor --config debug/sudoku train.microbatch_size=64
     """
@@ -70,6 +70,7 @@ def findings() -> list[tuple[str, str]]:
             "trackers",
             ", ".join(name for name in TRACKERS if importlib.util.find_spec(name)) or "none installed",
         ),
+        *_sandbox(),
         ("hub cache", _hub_cache()),
         ("shipped models", ", ".join(f"tiny:{name}" for name in shipped_models()) or "none"),
         ("tasks", ", ".join(registry.names("tasks"))),
@@ -144,6 +145,20 @@ def _memory() -> str:
     except (ValueError, OSError):
         return "unknown"
     return f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
+
+
+def _sandbox() -> list[tuple[str, str]]:
+    """A line for each tier, best first; ``auto`` takes the first that works, never ``unsafe``."""
+    from egspo.sandbox import tiers
+
+    found = tiers()
+    taken = next((name for name, works, _ in found if works and name != "unsafe"), None)
+    lines = []
+    for name, works, detail in found:
+        state = "isolates " + detail if works else "does not work here: " + detail
+        note = " (auto)" if name == taken else " (only with sandbox.allow_unsafe)" if name == "unsafe" else ""
+        lines.append(("sandbox", f"{name}{note}: {state}"))
+    return lines
 
 
 def _hub_cache() -> str:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from egspo.sandbox import tiers
+from egspo.sandbox import isolation
 from egspo.sandbox.processes import Starter
 from egspo.sandbox.records import Outcome, Program, SandboxConfig
 from egspo.sandbox.trial import judge
@@ -24,7 +24,7 @@ class Sandbox:
 
     def __init__(self, config: SandboxConfig):
         self.config = config
-        self.tier, starter = tiers.choose(config)
+        self.tier, starter = isolation.choose(config)
         self.isolates = starter.isolates
         self._state = _State(starter)
         self._finalizer = weakref.finalize(self, _State.close, self._state)

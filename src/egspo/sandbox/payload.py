@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+NOBODY = 65534
 SCRATCH_BYTES = 16 << 20
 LARGEST_FILE = 16 << 20
 OPEN_FILES = 64
@@ -74,7 +75,7 @@ def _modules() -> list[tuple[str, Any]]:
 
 
 def lock(config: SandboxConfig, files: str, filtered: bytes) -> dict[str, Any]:
-    """How a process is locked up. ``files``: ``root`` (a root of its own), ``landlock`` or ``none``."""
+    """The lock of a process; files by a ``root`` of its own, ``landlock``, ``bubblewrap`` or ``none``."""
     paths, links = visible()
     limits = {
         "CORE": 0,
@@ -84,7 +85,7 @@ def lock(config: SandboxConfig, files: str, filtered: bytes) -> dict[str, Any]:
         "AS": config.memory_mb << 20,
         "MSGQUEUE": 0,
     }
-    if files == "root":
+    if files in ("root", "bubblewrap"):
         # Elsewhere the count would be of all processes of the user.
         limits["NPROC"] = PROCESSES
     return {

@@ -8,6 +8,8 @@ Numbers: Linux, arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-gene
 import platform
 import struct
 
+from egspo.sandbox.processes import ContainmentError
+
 SELF = 0x7FFFFFF1
 """Stands for the number of the process that installs the filter, which puts its own in its place."""
 
@@ -66,11 +68,11 @@ def assemble(machine: str = "") -> bytes:
     """The filter for a processor (default: this one's), as an array of ``struct sock_filter``.
 
     Raises:
-        ValueError: for a processor whose system calls are not known here.
+        ContainmentError: for a processor whose system calls are not known here.
     """
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
-        raise ValueError(f"no seccomp filter for {machine!r}; known: {', '.join(_ARCHITECTURES)}")
+        raise ContainmentError(f"no seccomp filter for {machine!r}; known: {', '.join(_ARCHITECTURES)}")
     column, architecture = _ARCHITECTURES[machine]
     code = [
         (_LOAD, 0, 0, _ARCHITECTURE),

@@ -107,15 +107,13 @@ def _frame(job: object) -> bytes:
 
 def _write(descriptor: int, data: bytes, deadline: float) -> None:
     """Writes what the reader takes until the deadline; a reader that has ended shows elsewhere."""
-    os.set_blocking(descriptor, False)
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     view = memoryview(data)
     while view and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
         try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            continue
+            # No more than a writable pipe takes at once: the descriptor blocks, as its heirs need it.
+            view = view[os.write(descriptor, view[: select.PIPE_BUF]) :]
         except OSError:
             return
 

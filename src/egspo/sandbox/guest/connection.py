@@ -1,6 +1,7 @@
 """The tests' end of the line to the program: requests, answers, and values rebuilt from what it sends."""
 
 import collections
+import io
 import itertools
 import sys
 import threading
@@ -18,7 +19,7 @@ MOST_ITEMS = 100_000
 _TRUSTED = """
  abc array ast base64 bisect calendar cmath collections collections.abc copy csv dataclasses datetime
 decimal difflib enum fractions functools hashlib heapq html itertools json math numbers operator os.path
-queue random re statistics string struct textwrap time timeit typing unicodedata uuid numpy
+queue random re statistics string struct sys textwrap time timeit typing unicodedata uuid numpy
 """
 TRUSTED = frozenset(_TRUSTED.split())
 """Modules in whose own classes and functions a test may use a name that the program imported."""
@@ -97,7 +98,8 @@ class Connection:
         """Calls a function of the tests for the program."""
         try:
             _, roots, nodes = message
-            number, args, kwargs = Decoder(self.decode, nodes).build(roots)
+            decoder = Decoder(self.decode, nodes)
+            number, args, kwargs = decoder.build(roots)
             function = self.functions[number]
         except _MALFORMED as error:
             self.fail("called no function of the tests", error)
@@ -105,7 +107,7 @@ class Connection:
             kind, value = "return", function(*args, **kwargs)
         except Exception as error:
             kind, value = "raise", error
-        encoder = Encoder(self.encode)
+        encoder = Encoder(self.encode, decoder.objects)
         root = encoder.value(value)
         self.send([kind, root, encoder.finish()])
 
@@ -175,7 +177,7 @@ class Connection:
         where = _importable(x)
         if where is not None:
             return ["b", *where]
-        if hasattr(kind, "__next__"):
+        if hasattr(kind, "__next__") and not isinstance(x, io.IOBase):
             return ["G", *encoder.values(itertools.islice(x, MOST_ITEMS))]
         if isinstance(x, tuple) and hasattr(kind, "_fields"):
             return ["N", kind.__name__, ",".join(kind._fields), *encoder.values(x)]
@@ -282,15 +284,18 @@ def find(module: str, name: str) -> object:
 
 def _library_class(connection: Connection, parts: list, decoder: Decoder) -> object:
     """A class of this process's own library, of harmless modules or an exception; else as of the program."""
-    module, name, number = parts
+    module, name, number, base = parts
     found = find(module, name) if type(module) is type(name) is str else None
     if isinstance(found, type) and (
         module == "builtins"
         or module in TRUSTED
-        or (issubclass(found, BaseException) and module in sys.stdlib_module_names)
+        or (issubclass(found, BaseException) and module.partition(".")[0] in sys.stdlib_module_names)
     ):
         return found
-    return connection.make_class([number, str(name).rpartition(".")[2], "", ""], decoder)
+    name, above = str(name).rpartition(".")[2], find("builtins", str(base))
+    if isinstance(above, type) and issubclass(above, BaseException):
+        return connection.known.setdefault(number, type(name, (above,), {"__module__": str(module)}))
+    return connection.make_class([number, name, "", ""], decoder)
 
 
 def _named_tuple(connection: Connection, parts: list, decoder: Decoder) -> tuple:

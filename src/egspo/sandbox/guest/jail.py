@@ -131,6 +131,7 @@ def lock(spec: dict) -> None:
         drop_capabilities()
     elif spec["files"] == "landlock":
         restrict_files(spec["paths"])
+        drop_capabilities()
     limit(spec["limits"])
     if spec["filter"]:
         filter_calls(spec["filter"])

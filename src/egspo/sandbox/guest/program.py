@@ -279,7 +279,8 @@ class Server:
     def encode_class(self, x: type, encoder: Encoder) -> list:
         module = str(getattr(x, "__module__", ""))
         if module.partition(".")[0] in sys.stdlib_module_names:
-            return ["b", module, x.__qualname__, self.hold(x)]
+            errors = [k.__name__ for k in x.__mro__ if k.__module__ == "builtins" and k is not object]
+            return ["b", module, x.__qualname__, self.hold(x), errors[0] if errors else ""]
         return self.describe(x, encoder)
 
     def describe(self, x: type, encoder: Encoder) -> list:

@@ -156,7 +156,7 @@ class Trial:
                 if not wanted and not subjects and name in used and name in names:
                     entries[name] = names[name]
                 continue
-            if name in entries or name.startswith("_"):
+            if name in entries or (name.startswith("_") and name not in used):
                 continue
             found = _own(name, names.get(name), name in used, bool(wanted))
             if found is not None or name in names:
