@@ -131,9 +131,11 @@ def clean(text: str) -> str:
     """
     if len(text) > LONGEST:
         raise LatexError(f"longer than {LONGEST} characters")
-    text = _WORDS.sub(_unwrap, text.translate(_CHARACTERS))
+    text = " ".join(text.translate(_CHARACTERS).split())  # runs of blanks would make the patterns slow
+    text = _WORDS.sub(_unwrap, text)
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
+    text = " ".join(text.split())
     text = _CONJUNCTION.sub(" , ", text) if not _is_words(text) else text
     return text.strip().rstrip(".,;").strip()
 

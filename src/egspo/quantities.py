@@ -57,8 +57,10 @@ def read_number(text: str) -> Fraction:
     """
     if len(text) > LONGEST:
         raise NumberError(f"longer than {LONGEST} characters")
+    text = " ".join(text.split())  # runs of blanks would make the patterns slow
     for pattern, new in _REWRITES:
         text = pattern.sub(new, text)
+    text = " ".join(text.split())
     text = _UNIT_DIGITS.sub(" ", text).rpartition("=")[2]
     values, rest, at = [], "", 0
     for match in _NUMBER.finditer(text):
@@ -80,7 +82,8 @@ def _check_rest(rest: str, values: list[Fraction]) -> None:
         shown = ", ".join(str(value)[:20] for value in values[:4])
         raise NumberError(f"several numbers ({shown}{', …' if len(values) > 4 else ''})")
     if re.search(
-        r"#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#", rest
+        r"#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|#\s*:\s*#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#",
+        rest,
     ):
         raise NumberError("a calculation, not a number")
     if _MISREAD.search(rest.lower()):

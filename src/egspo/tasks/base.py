@@ -328,7 +328,7 @@ class DatasetTask(ProblemTask):
     def _taken_apart(self) -> dict[str, list[Prompt]]:
         """The training problems, less those taken out of them for validation and test."""
         config, known = self.config, set()
-        if self._has_test and (config.data is not None) == (config.train_data is not None):
+        if self._has_test:
             known = {self._key(prompt.fields) for prompt in self.load("test")}
         if self._has_validation:
             known |= {self._key(prompt.fields) for prompt in self.load("validation")}
