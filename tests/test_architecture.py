@@ -34,7 +34,7 @@ LAYERS = (
     ("models", "policy"),
     ("likelihood", "denoising", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing"),
-    ("answerlog", "evaluation", "grading", "trace", "card", "publish"),
+    ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
     ("report",),
     ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "cli"),

@@ -161,20 +161,28 @@ def samplers_of(
     """How to decode: as the model was trained, greedily, at each of the lengths asked for.
 
     A length of its own gets half as many steps, the field's habit, unless ``steps`` says otherwise.
+
+    Raises:
+        ValueError: for an impossible setting, or one that is given twice.
     """
     saved = read_settings(policy).get("sampler", {})
-    base = merge(saved | {"temperature": 0.0}, _overrides(overrides)["sampler"])
+    given = _overrides(overrides)["sampler"]
+    twice = {"--length": (lengths, "max_completion_length"), "--steps": (steps, "diffusion_steps")}
+    for option, (value, key) in twice.items():
+        if value and key in given:
+            raise ValueError(f"{option}: {value} with sampler.{key}={given[key]}; give one of the two")
+    if steps is not None:
+        given = given | {"diffusion_steps": steps}
+    base = merge(saved | {"temperature": 0.0}, given)
     if not lengths:
-        return [_sampler(base | ({"diffusion_steps": steps} if steps is not None else {}))]
+        return [_sampler(base)]
     block = base.get("block_length", SamplerConfig().block_length)
     return [
         _sampler(
             base
-            | {
-                "max_completion_length": n,
-                "diffusion_steps": max(1, n // 2) if steps is None else steps,
-                "block_length": min(block, n) if isinstance(block, int) else block,
-            }
+            | {"max_completion_length": n, "diffusion_steps": max(1, n // 2)}
+            | ({"block_length": min(block, n)} if isinstance(block, int) else {})
+            | given
         )
         for n in lengths
     ]
