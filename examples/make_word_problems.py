@@ -27,7 +27,7 @@ HELD_OUT = 10
 """One calculation in this many is for the test file."""
 TRIES = 100
 """Draws for one number of calculations, so that long problems, which fail more often, are not rare."""
-VAIN_DRAWS = 20_000
+VAIN_DRAWS = 5_000
 """Draws in a row without a new problem after which there are taken to be no more."""
 
 

@@ -218,11 +218,11 @@ def _settings(run: Finished) -> Iterator[str]:
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-            value = dict(enumerate(value))
+            value = {str(place): entry for place, entry in enumerate(value)}
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value
+            yield prefix + key, value
 
 
 def _use(run: Finished) -> Iterator[str]:

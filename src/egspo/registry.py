@@ -41,8 +41,10 @@ def suggest(word: str, known) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
 
-def task_class(name: str | None, path: str | Path | None = None) -> type:
+def task_class(name: Any, path: Any = None) -> type:
     """The class of a task: of the package by its name, or of the user by the path of its file.
+
+    Both may be whatever a configuration holds; None is neither.
 
     Raises:
         ValueError: for an unknown name, or a file that defines no task, with what it lacks.
