@@ -1,5 +1,6 @@
 """The number that an answer states."""
 
+import contextlib
 import time
 from fractions import Fraction
 
@@ -75,6 +76,7 @@ REFUSED = {
     "1, 234": "several numbers",
     "1 234": "several numbers",
     "43,50": "several numbers",
+    "5:5": "a calculation",
     "7:30": "several numbers",
     "1/2/2020": "several numbers",
     "18-20": "may be negative",
@@ -126,10 +128,8 @@ def test_every_writing_of_a_number_has_its_value(value):
 
 @given(st.text(alphabet="0123456789.,/-+$%\\{}^ =xeEkmfrac\n", max_size=60) | st.text())
 def test_any_text_is_read_or_refused(text):
-    try:
+    with contextlib.suppress(NumberError):
         assert isinstance(read_number(text), Fraction)
-    except NumberError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,6 @@ def test_any_text_is_read_or_refused(text):
 def test_no_text_takes_long(piece):
     start = time.perf_counter()
     for size in (399, 100_000):
-        try:
+        with contextlib.suppress(NumberError):
             read_number((piece * size)[:size])
-        except NumberError:
-            pass
     assert time.perf_counter() - start < 1

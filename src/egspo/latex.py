@@ -69,11 +69,11 @@ _REWRITES = [
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
     ]
 ]
-_UNIT = re.compile(r'(?<=[^\s,(\[])\s*"([^"]*)"(?:\s*\^\s*\{?\s*[0-9]\s*\}?)?[\s.]*$')
+_UNIT = re.compile(r'(?<=[^\s,(\[])\s*"([^"]*)"(?:\s*\^\s*(?:\{\s*[0-9]\s*\}|[0-9]))?[\s.]*$')
 _PLAIN_UNIT = re.compile(
     r"(-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+|[0-9]*\\frac\{[0-9]+\}\{[0-9]+\}|[0-9]+/[0-9]+))\s+"
     r"((?:[cmk]?m|[mk]?g|s|ft|in|lbs?|oz|mi|hrs?|min|sec|mph|sq)\b[A-Za-z. ]*|[A-Za-z]{4}[A-Za-z. ]*)"
-    r"(?:\^\{?[0-9]\}?)?"
+    r"(?:\^(?:\{[0-9]\}|[0-9]))?"
 )
 _HALF_OF_A_DAY = re.compile(r'(?<=[0-9])\s*"?\s*([ap])\.?\s*m\.?\s*"?$', re.IGNORECASE)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -285,8 +285,7 @@ def _read_matrix(text: str, kind: str, content: str, depth: int) -> Shape:
 def _strip_unit(text: str) -> tuple[str, str]:
     """A value without the unit behind it, and whether that said morning or afternoon."""
     text = _MEMBER.sub("", text)
-    before, approx, after = text.partition(r"\approx")
-    text = (before if before.strip() else after).strip() if approx else text
+    text = next((side for side in _split(text, r"\approx") if side.strip()), "").strip()
     half = _HALF_OF_A_DAY.search(text)
     if half:
         return text[: half.start()], half[1].lower()

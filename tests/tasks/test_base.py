@@ -54,7 +54,7 @@ def questions(task: Task, split: str) -> list[str]:
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A data set on disk in the layout of the hub, read by the hub's own reader: subsets a and b, with a test split."""
+    """A data set on disk in the layout of the hub, read by the hub's own reader: subsets a and b."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "echo"
@@ -103,7 +103,7 @@ def test_a_file_of_training_problems_needs_no_hub(tmp_path):
     task = make(nowhere, train_data=path, num_validation=5, num_test=4)
     splits = [questions(task, split) for split in base.SPLITS]
     assert [len(split) for split in splits] == [11, 5, 4]
-    assert sorted(sum(splits, []), key=int) == [str(i) for i in range(20)]
+    assert sorted([*splits[0], *splits[1], *splits[2]], key=int) == [str(i) for i in range(20)]
     assert splits == [
         questions(make(train_data=path, num_validation=5, num_test=4), split) for split in base.SPLITS
     ]

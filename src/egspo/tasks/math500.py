@@ -92,8 +92,8 @@ class Task(base.DatasetTask):
             raise ValueError(f"problem: {problem!r}; give the text of the problem")
         if answer is None and isinstance(solution, str):
             answer = boxed_answer(solution)
-            if answer is None and split == "train":
-                return None  # a few published solutions box nothing; there is no telling what would be right
+        if split == "train" and answer in (None, ""):
+            return None  # a few published solutions box nothing, and some files keep such rows
         fields = {
             "problem": problem,
             "answer": answer,
