@@ -32,10 +32,11 @@ def test_every_official_answer_is_right_in_every_form(name):
     task = make()
     rows = [row for _, row in records.read_rows(public(name), "data")]
     assert len(rows) in (1319, 7473)
-    for row in rows:
+    assert all(grade.correct for grade in task.grade_all([row["answer"] for row in rows], rows))
+    for row in rows[:: len(rows) // 500]:
         number = row["answer"].rpartition("####")[2].strip()
-        texts = [row["answer"], f"\\boxed{{{number}}}", f"<answer>${number} in all</answer>"]
-        assert all(grade.correct for grade in task.grade_all(texts, [row] * 3)), row
+        texts = [f"\\boxed{{{number}}}", f"<answer>${number} in all</answer>"]
+        assert all(grade.correct for grade in task.grade_all(texts, [row] * 2)), row
         value = float(number.replace(",", ""))
         assert not task.grade(f"\\boxed{{{value + 1:.0f}}}", row).correct
         assert task.paper_grade(f"\\boxed{{{value}}}", row).correct == (value >= 0)
@@ -67,7 +68,7 @@ def test_right_answers(text):
         r"\boxed{1234",
         "<answer>1234",
         r"\boxed{1234} \boxed{5}",
-        r"\boxed{1234} <|endoftext|>"[:7] + "5}",
+        r"\boxed{5}<|endoftext|>\boxed{1234}",
         r"\boxed{1.234}",
         r"\boxed{-1234}",
         r"\boxed{1234.5}",
@@ -113,9 +114,8 @@ def test_reward_parts():
 
 def test_the_published_sum():
     """0.5 for tags, 0.5 for each of the two formats, 0.5 for an integer and 2 for the answer."""
-    weights = {
-        "correct": 0, "formed": 0, "exact": 2, "tags": 0.5, "soft_format": 0.5, "strict_format": 0.5, "integer": 0.5,
-    }  # fmt: skip
+    shapes = ("tags", "soft_format", "strict_format", "integer")
+    weights = {"correct": 0.0, "formed": 0.0, "exact": 2.0} | dict.fromkeys(shapes, 0.5)
     task = make(reward_weights=weights)
 
     def reward(text):

@@ -1,5 +1,6 @@
 """MATH-500: files as published, extraction, reward parts, many at once, and the published grader."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -32,15 +33,9 @@ def test_every_official_solution_and_answer_is_right(name, num):
     rows = [row for _, row in records.read_rows(public(name), "data")]
     assert len(rows) == num
     task = make()
-    for texts in (
-        [row["solution"] for row in rows],
-        [f"<answer>\\boxed{{{row['answer']}}}</answer>" for row in rows],
-    ):
-        wrong = [
-            row["answer"]
-            for row, grade in zip(rows, task.grade_all(texts, rows), strict=True)
-            if not grade.correct
-        ]
+    for write in ("{solution}", "<answer>{answer}</answer>", "So \\boxed{{{answer}}}."):
+        grades = task.grade_all([write.format(**row) for row in rows], rows)
+        wrong = [row["answer"] for row, grade in zip(rows, grades, strict=True) if not grade.correct]
         assert wrong == []
 
 
@@ -58,18 +53,15 @@ def test_hub_rows_without_an_answer_take_that_of_the_solution():
 def test_another_problems_answer_is_wrong():
     """Of the answers of 500 problems, each beside the next that is written differently."""
     rows = [row for _, row in records.read_rows(public("math500_test.jsonl"), "data")]
-    pairs = [
-        (row, other) for row, other in zip(rows, rows[1:], strict=False) if row["answer"] != other["answer"]
-    ]
-    grades = make().grade_all(
-        [f"\\boxed{{{other['answer']}}}" for _, other in pairs], [row for row, _ in pairs]
-    )
+    pairs = [(a, b) for a, b in itertools.pairwise(rows) if a["answer"] != b["answer"]]
+    texts = [f"\\boxed{{{other['answer']}}}" for _, other in pairs]
+    grades = make().grade_all(texts, [row for row, _ in pairs])
     right = [
         (row["answer"], other["answer"])
         for (row, other), grade in zip(pairs, grades, strict=True)
         if grade.correct
     ]
-    assert right == []
+    assert right == [("5", "x=5")]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_reward_parts():
 
 @pytest.mark.parametrize("answer", [None, "", " ", True, ["5"]])
 def test_gold_answers_must_be_texts(answer):
-    with pytest.raises(ValueError, match="^answer: .*give the gold answer"):
+    with pytest.raises(ValueError, match=r"^answer: .*give the gold answer"):
         make().grade("5", {"answer": answer})
     assert make().grade("5", {"answer": 5}).correct
 
