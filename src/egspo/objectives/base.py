@@ -76,6 +76,10 @@ class Objective(ABC):
     def num_views(self, sampler: Any) -> int:
         """Forward passes of one sample in one update, at most."""
 
+    def max_scored(self, sampler: Any) -> int | None:
+        """Positions that a view scores at most, if one draw of the views need not show it."""
+        return None
+
     def candidates(self, trajectory: Trajectory) -> Steps | None:
         """States whose one-step completions are to be rewarded; None if none are needed."""
         return None

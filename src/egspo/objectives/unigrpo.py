@@ -55,6 +55,9 @@ class Objective(base.ClippedObjective):
     def num_views(self, sampler) -> int:
         return 1
 
+    def max_scored(self, sampler) -> int:
+        return sampler.max_completion_length
+
     def views(self, trajectory: Trajectory, steps: Steps, advantages: torch.Tensor, iteration: int) -> Views:
         uniform = noise.uniform(trajectory.seeds, noise.VIEWS, 2 * iteration + 1, trajectory.final.shape[1])
         masked = uniform < self._rates(trajectory, iteration)[:, None]
