@@ -166,7 +166,8 @@ def _canvases(config: RLRun, completions: int) -> tuple[int, int, int]:
         completions //= train.updates_per_rollout
     views = objective.views(trajectory, steps, advantages, 0)
     asked = views.scored if views.order is None else views.scored | (views.order > -2)
-    each, places = views.scored.shape[1], max(1, int(asked.sum(-1).max()))
+    each, drawn = views.scored.shape[1], max(1, int(asked.sum(-1).max()))
+    places = objective.max_scored(config.sampler) or drawn
     rows = max(1, train.microbatch_size // each) * each if objective.coupled else train.microbatch_size
     return rows, max(1, completions) * each, places
 

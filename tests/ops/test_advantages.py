@@ -1,9 +1,11 @@
 """Advantages of denoising steps, by hand."""
 
+import math
+
 import pytest
 import torch
 
-from egspo.ops.advantages import BASELINES, stepwise_returns, subtract_baseline
+from egspo.ops.advantages import BASELINES, likelihood_weights, stepwise_returns, subtract_baseline
 
 DOUBLE = torch.float64
 
@@ -66,3 +68,13 @@ def test_no_baseline_reads_a_return_that_does_not_count():
         other = torch.where(MASK, RETURNS, torch.nan)
         expected = subtract_baseline(RETURNS, MASK, 2, baseline)
         assert torch.equal(subtract_baseline(other, MASK, 2, baseline), expected)
+
+
+def test_likelihood_weights():
+    # Groups (1, -1) and (2, 0) at psi 1/2. First: e^1/2 and e^-1/2 over their sum, less the reverse, that is
+    # tanh(1/2). Second: softmax(1, 0) is (e, 1) / (e + 1), softmax(-1, 0) the reverse: tanh(1/2) again, a shift
+    # of the whole group being of no account. Times 2.
+    advantages = torch.tensor([[1.0], [-1.0], [2.0], [0.0]], dtype=DOUBLE)
+    weights = likelihood_weights(advantages, 2, 0.5)[:, 0]
+    assert weights.tolist() == pytest.approx([2 * math.tanh(s / 2) for s in (1, -1, 1, -1)])
+    assert torch.count_nonzero(likelihood_weights(torch.full((6, 2), 0.1, dtype=DOUBLE), 3, 2.0)) == 0

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from egspo.ops.masking import diffusion_loss, noise, stratified_levels
+from egspo.ops.masking import diffusion_loss, noise, stratified_levels, van_der_corput
 
 DOUBLE = torch.float64
 
@@ -44,3 +44,9 @@ def test_diffusion_loss_is_the_likelihood_of_a_model_that_sees_nothing():
         loss = diffusion_loss(logp, torch.tensor([mask]).expand(1_000, 2), levels)
         total += float((chance * loss).mean())
     assert total == pytest.approx(3.5 / 2)
+
+
+def test_van_der_corput():
+    # 0, 1, 10, 11, 100, 101 in binary, mirrored at the point.
+    assert [van_der_corput(n) for n in range(6)] == [0, 0.5, 0.25, 0.75, 0.125, 0.625]
+    assert sorted(van_der_corput(n) for n in range(16)) == [n / 16 for n in range(16)]

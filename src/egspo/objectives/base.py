@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from egspo.ops import noise
 from egspo.ops.advantages import Baseline, subtract_baseline
+from egspo.ops.surrogates import clipped_surrogate, is_clipped, kl_estimate
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
 
 
@@ -73,6 +75,10 @@ class Objective(ABC):
     @abstractmethod
     def num_views(self, sampler: Any) -> int:
         """Forward passes of one sample in one update, at most."""
+
+    def max_scored(self, sampler: Any) -> int | None:
+        """Positions that a view scores at most, if one draw of the views need not show it."""
+        return None
 
     def candidates(self, trajectory: Trajectory) -> Steps | None:
         """States whose one-step completions are to be rewarded; None if none are needed."""
@@ -151,6 +157,86 @@ class SequenceObjective(Objective):
 
 
 _SMALLEST_SPREAD = 1e-4
+
+
+class ClippedConfig(SequenceConfig):
+    """Settings of objectives that clip one ratio a token."""
+
+    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
+    epsilon_high: float = Field(0.2, ge=0, description="clip above")
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    aggregation: Literal["tokens", "completions"] = Field(
+        "tokens", description="mean over all tokens of the update, or over completions of each one's mean"
+    )
+
+
+class ClippedObjective(SequenceObjective):
+    """GRPO (arXiv 2402.03300) on estimates of a completion's log-probabilities, token by token.
+
+    For the scored tokens k of N completions o_i, with ``rho = exp(logp - old)`` of the estimates,
+
+        L = (1/D) sum_i w_i sum_k [ -min(rho_ik A_i, clip(rho_ik, 1 - eps, 1 + eps_high) A_i) + beta KL_ik ]
+
+    ``aggregation = tokens``: w_i = 1, D the number of scored tokens; ``completions``: w_i = 1 / (scored
+    tokens of o_i), D = N. A subclass draws the views, weighs each sample's first one by `sample_weight`, and
+    says in `estimate` what its views make of a token.
+    """
+
+    metric_keys = ("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl")
+    config: ClippedConfig
+
+    def estimate(
+        self, token_logp: Float[Tensor, "batch views length"], views: Views
+    ) -> Float[Tensor, "batch length"]:
+        """A completion's log-probabilities from those on its views; default: those on its only one."""
+        return token_logp[:, 0]
+
+    def sample_weight(self, scored: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
+        """w_i; 0 where nothing is scored."""
+        count = scored.sum(1)
+        if self.config.aggregation == "tokens":
+            return (count > 0).double()
+        return torch.where(count > 0, 1 / count.double(), 0.0)
+
+    def denominator(self, views: Views) -> float:
+        if self.config.aggregation == "tokens":
+            # Masks may leave a whole update without a token; its weights are 0 then, and stay so.
+            return max(float(views.scored.any(1).sum()), _SMALLEST_COUNT)
+        return super().denominator(views)
+
+    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
+        logp = self.estimate(scores.token_logp, views)
+        old, config = views.old_token_logp, self.config
+        log_ratio = logp - (logp.detach() if old is None else self.estimate(old, views))
+        weight = views.weight[:, :1] * views.scored.any(1)
+        advantage, used = views.advantages[:, :1].expand_as(weight), weight != 0
+        policy = (weight * clipped_surrogate(log_ratio, advantage, config.epsilon, config.epsilon_high)).sum()
+        loss, kl_sum, count = policy, 0.0, float(used.sum())
+        if config.beta:
+            kl = kl_estimate(config.kl, logp, self.estimate(reference.token_logp, views))
+            loss = policy + config.beta * (weight * kl).sum()
+            kl_sum = float((kl.detach() * used).sum())
+        log_ratio = log_ratio.detach()
+        clipped = is_clipped(log_ratio, advantage, config.epsilon, config.epsilon_high) & used
+        metrics = {
+            "loss/policy": (float(policy.detach()), 0.0),
+            "loss/clip_fraction": (float(clipped.sum()), count),
+            "loss/ratio": (float((log_ratio.exp() * used).sum()), count),
+            "loss/kl": (kl_sum, count),
+        }
+        return LossOutput(loss, metrics)
+
+
+_SMALLEST_COUNT = 1e-9
+
+
+def masked_prompt(trajectory: Trajectory, step: int, rate: float) -> Bool[Tensor, "batch prompt"]:
+    """Each token of a prompt masked with probability ``rate`` on its own.
+
+    Places count from the prompt's end, so that what is masked does not depend on how far the batch is padded.
+    """
+    uniform = noise.uniform(trajectory.seeds, noise.VIEWS, step, trajectory.prompt_ids.shape[1])
+    return (uniform.flip(1) < rate) & trajectory.prompt_mask
 
 
 def masked_views(

@@ -54,3 +54,17 @@ def subtract_baseline(
         mean = groups.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
     advantages = (groups - mean).flatten(0, 1)
     return advantages.masked_fill(~mask | (advantages.abs() < _ROUNDING), 0.0)
+
+
+def likelihood_weights(
+    advantages: Float64[Tensor, "batch chosen"], num_generations: int, psi: float
+) -> Float64[Tensor, "batch chosen"]:
+    """``G (w+ - w-)`` with ``w+- = softmax(+-psi A)`` over the group of G, exactly 0 where they cancel.
+
+    wd1 (arXiv 2507.08838) raises log-likelihoods by ``w+`` and lowers them by ``w-``. Times G, so that a mean
+    over samples is the paper's sum over a group, averaged over groups; near A = 0 it is
+    ``2 psi (A - mean A)``.
+    """
+    groups = psi * advantages.unflatten(0, (-1, num_generations))
+    weights = num_generations * (groups.softmax(1) - (-groups).softmax(1)).flatten(0, 1)
+    return weights.masked_fill(weights.abs() < _ROUNDING, 0.0)

@@ -16,6 +16,17 @@ def stratified_levels(uniform: Float64[Tensor, "batch"], eps: float = 1e-3) -> F
     return eps + (1 - eps) * t
 
 
+def van_der_corput(index: int) -> float:
+    """The binary digits of ``index`` mirrored at the point: 0, 1/2, 1/4, 3/4, 1/8, ...
+
+    The first 2^n of them are evenly spaced, and any number of them nearly so.
+    """
+    value, place = 0.0, 0.5
+    while index:
+        value, index, place = value + place * (index % 2), index // 2, place / 2
+    return value
+
+
 def noise(
     tokens: Int[Tensor, "batch length"],
     level: Float64[Tensor, "batch"],
