@@ -159,6 +159,7 @@ def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
         order=pick(views.order),
         old_token_logp=pick(views.old_token_logp),
         old_position_logp=pick(views.old_position_logp),
+        completion_length=None if views.completion_length is None else views.completion_length[row],
     )
 
 

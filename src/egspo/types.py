@@ -207,6 +207,8 @@ class Views:
     -2 for a position that was no candidate."""
     old_token_logp: Float[Tensor, "batch views length"] | None = None
     old_position_logp: Float[Tensor, "batch views"] | None = None
+    completion_length: Int[Tensor, "batch"] | None = None
+    """Tokens up to each completion's end, of which views of finished completions mask some."""
 
     def __len__(self) -> int:
         return len(self.inputs)

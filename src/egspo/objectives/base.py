@@ -263,6 +263,7 @@ def masked_views(
         weight=weight.to(dtype),
         advantages=advantages[:, None].expand_as(weight).to(dtype),
         step=torch.zeros_like(weight, dtype=torch.long),
+        completion_length=trajectory.completion_mask.sum(1),
     )
 
 
