@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from egspo.ops.advantages import BASELINES, stepwise_returns, subtract_baseline
+from egspo.ops.advantages import (
+    BASELINES,
+    group_spread,
+    progress_returns,
+    stepwise_returns,
+    subtract_baseline,
+)
 
 DOUBLE = torch.float64
 
@@ -66,3 +72,18 @@ def test_no_baseline_reads_a_return_that_does_not_count():
         other = torch.where(MASK, RETURNS, torch.nan)
         expected = subtract_baseline(RETURNS, MASK, 2, baseline)
         assert torch.equal(subtract_baseline(other, MASK, 2, baseline), expected)
+
+
+def test_progress_returns_by_hand():
+    # Gains 1, -1, 3; means of what came after: (1 + 4) / 2, 4, and the last value itself.
+    values = torch.tensor([[1.0, 2.0, 1.0, 4.0]], dtype=torch.float64)
+    assert progress_returns(values).tolist() == [[1 + 2.5, -1 + 4, 3 + 4]]
+    assert progress_returns(values[:, :2]).tolist() == [[1 + 2]]
+
+
+def test_group_spread_by_hand():
+    # Deviations over G - 1 of (1, 3), (0, 0) and (2, 2), (1, 2): sqrt(2), 0, 0, sqrt(1/2); never 0.
+    returns = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    found = group_spread(returns, 2)
+    wanted = torch.tensor([[2**0.5, 0], [2**0.5, 0], [0, 0.5**0.5], [0, 0.5**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted + 1e-4, rtol=0, atol=1e-12)
