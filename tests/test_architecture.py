@@ -28,6 +28,7 @@ LAYERS = (
         "equality",
         "symbolic",
         "paper",
+        "views",
     ),
     ("objectives", "tasks"),
     ("compose", "sections", "config"),

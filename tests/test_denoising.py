@@ -9,13 +9,13 @@ import runs
 from egspo.config import ConfigError, RLRun, parse_section
 from egspo.likelihood import correct, score_in_microbatches
 from egspo.models.layers import KVCache
-from egspo.objectives.base import step_views
 from egspo.ops.reveal import reveal_schedule
 from egspo.policy import load_policy
 from egspo.rollout import generate, pad_prompts, rollout
 from egspo.sections import SamplerConfig
 from egspo.tracking import Screen
 from egspo.types import Steps
+from egspo.views import step_views
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54], [60], [70, 71]]
 RECORDS = ("final", "reveal_step", "token_logp", "entropy", "one_step", "last_step", "completion_mask")

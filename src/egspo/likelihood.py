@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from egspo.config import SamplerConfig
-from egspo.objectives.base import step_views
 from egspo.ops.importance import truncated_weights
 from egspo.ops.logprobs import acting_logp, exact_kl, gather_logp, plackett_luce_logp
 from egspo.ops.reveal import choice_logits
 from egspo.policy import Policy
 from egspo.types import Scores, Steps, Trajectory, Views
+from egspo.views import step_views
 
 
 def guided_logits(

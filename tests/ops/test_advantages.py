@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from egspo.ops.advantages import BASELINES, likelihood_weights, stepwise_returns, subtract_baseline
+from egspo.ops.advantages import (
+    BASELINES,
+    group_spread,
+    likelihood_weights,
+    progress_returns,
+    stepwise_returns,
+    subtract_baseline,
+)
 
 DOUBLE = torch.float64
 
@@ -72,9 +79,24 @@ def test_no_baseline_reads_a_return_that_does_not_count():
 
 def test_likelihood_weights():
     # Groups (1, -1) and (2, 0) at psi 1/2. First: e^1/2 and e^-1/2 over their sum, less the reverse, that is
-    # tanh(1/2). Second: softmax(1, 0) is (e, 1) / (e + 1), softmax(-1, 0) the reverse: tanh(1/2) again, a shift
-    # of the whole group being of no account. Times 2.
+    # tanh(1/2). Second: softmax(1, 0) is (e, 1) / (e + 1), softmax(-1, 0) the reverse: tanh(1/2) again, as a
+    # shift of the whole group is of no account. Times 2.
     advantages = torch.tensor([[1.0], [-1.0], [2.0], [0.0]], dtype=DOUBLE)
     weights = likelihood_weights(advantages, 2, 0.5)[:, 0]
     assert weights.tolist() == pytest.approx([2 * math.tanh(s / 2) for s in (1, -1, 1, -1)])
     assert torch.count_nonzero(likelihood_weights(torch.full((6, 2), 0.1, dtype=DOUBLE), 3, 2.0)) == 0
+
+
+def test_progress_returns_by_hand():
+    # Gains 1, -1, 3; means of what came after: (1 + 4) / 2, 4, and the last value itself.
+    values = torch.tensor([[1.0, 2.0, 1.0, 4.0]], dtype=torch.float64)
+    assert progress_returns(values).tolist() == [[1 + 2.5, -1 + 4, 3 + 4]]
+    assert progress_returns(values[:, :2]).tolist() == [[1 + 2]]
+
+
+def test_group_spread_by_hand():
+    # Deviations over G - 1 of (1, 3), (0, 0) and (2, 2), (1, 2): sqrt(2), 0, 0, sqrt(1/2); never 0.
+    returns = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+    found = group_spread(returns, 2)
+    wanted = torch.tensor([[2**0.5, 0], [2**0.5, 0], [0, 0.5**0.5], [0, 0.5**0.5]], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted + 1e-4, rtol=0, atol=1e-12)

@@ -5,6 +5,7 @@ candidates -> advantages -> select -> views -> loss. An objective never sees a m
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,10 +13,10 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from egspo.ops import noise
-from egspo.ops.advantages import Baseline, subtract_baseline
+from egspo.ops.advantages import Baseline, group_spread, subtract_baseline
 from egspo.ops.surrogates import clipped_surrogate, is_clipped, kl_estimate
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.views import span_views
 
 
 class ObjectiveConfig(BaseModel):
@@ -121,8 +122,23 @@ class SequenceConfig(ObjectiveConfig):
     )
 
 
-class SequenceObjective(Objective):
-    """One advantage a completion; log-probabilities on canvases drawn for the purpose, whatever the rollout.
+class OutcomeObjective(Objective):
+    """One advantage a completion, for all its steps and tokens: its final reward against its group's."""
+
+    config: SequenceConfig
+
+    def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
+        returns = rewards.final.double()[:, None]
+        everyone = torch.ones_like(returns, dtype=torch.bool)
+        size = rewards.num_generations
+        advantages = subtract_baseline(returns, everyone, size, self.config.baseline)
+        if self.config.scale == "std":
+            advantages = advantages / group_spread(returns, size)
+        return advantages.expand(len(returns), rewards.num_steps)
+
+
+class SequenceObjective(OutcomeObjective):
+    """Log-probabilities on canvases drawn for the purpose, whatever the rollout.
 
     ``views`` draws them anew for each pass over a rollout batch, from the samples' seeds (stream
     `egspo.ops.noise.VIEWS`, step = the pass).
@@ -130,7 +146,6 @@ class SequenceObjective(Objective):
 
     tempered = False
     wants_old_scores = True
-    config: SequenceConfig
 
     def problems(self, sampler: Any, train: Any) -> list[str]:
         found = super().problems(sampler, train)
@@ -140,23 +155,61 @@ class SequenceObjective(Objective):
             )
         return found
 
-    def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
-        returns = rewards.final.double()[:, None]
-        everyone = torch.ones_like(returns, dtype=torch.bool)
-        size = rewards.num_generations
-        advantages = subtract_baseline(returns, everyone, size, self.config.baseline)
-        if self.config.scale == "std":
-            spread = returns.unflatten(0, (-1, size)).std(1, keepdim=True).expand(-1, size, -1).flatten(0, 1)
-            advantages = advantages / (spread + _SMALLEST_SPREAD)
-        return advantages.expand(len(returns), rewards.num_steps)
-
     def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
         """No step: what is trained on is the completion."""
         none = torch.zeros(len(advantages), 1, dtype=torch.long, device=advantages.device)
         return Steps(none, none > 0)
 
 
-_SMALLEST_SPREAD = 1e-4
+class SliceObjective(OutcomeObjective):
+    """The recorded denoising in slices of several steps, each scored in one pass from its first step's state.
+
+    A token of a slice's later steps is scored on a canvas that shows less than the one it was drawn on: its
+    log-probability is not the rollout's, so that a ratio needs the old policy's on the same canvas. Only
+    tokens of the completion are scored, and slices without any are left out. Views are independent, and
+    ``train.update_split: steps`` shares slices out over updates.
+    """
+
+    tempered = False
+    wants_old_scores = True
+
+    @abstractmethod
+    def boundaries(self, num_steps: int) -> list[int]:
+        """First steps of all slices in ascending order, from 0 on, and then ``num_steps``."""
+
+    def problems(self, sampler: Any, train: Any) -> list[str]:
+        found = super().problems(sampler, train)
+        slices, updates = self.num_views(sampler), train.updates_per_rollout
+        if train.update_split == "steps" and slices % updates:
+            found.append(f"train.updates_per_rollout: {updates} does not divide the {slices} slices")
+        if sampler.cache != "none":
+            found.append(
+                f"sampler.cache: {sampler.cache!r}, but {self.name} scores slices, which cannot be corrected "
+                "for what a cached sampler does; use none"
+            )
+        return found
+
+    def num_views(self, sampler: Any) -> int:
+        return len(self.boundaries(sampler.diffusion_steps)) - 1
+
+    def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
+        """The first steps of all slices that reveal something of the completion."""
+        first = torch.tensor(self.boundaries(trajectory.num_steps)[:-1], device=trajectory.final.device)
+        index = first.expand(len(trajectory.final), -1)
+        everything = Steps(index, torch.ones_like(index, dtype=torch.bool))
+        mask = self.slices(trajectory, everything, advantages).scored.any(-1)
+        return Steps(index.masked_fill(~mask, 0), mask)
+
+    def slices(self, trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]) -> Views:
+        """Views of weight 1 of the slices that begin at ``steps``; old log-probabilities are left out."""
+        edges = torch.tensor(self.boundaries(trajectory.num_steps), device=steps.index.device)
+        ends = edges[torch.searchsorted(edges, steps.index.contiguous(), right=True)]
+        views = span_views(trajectory, steps, ends, advantages)
+        return replace(views, scored=views.scored & trajectory.completion_mask[:, None])
+
+
+SMALLEST_COUNT = 1e-9
+"""Stands for a count of 0 in a denominator: an update may hold nothing of what an objective counts."""
 
 
 class ClippedConfig(SequenceConfig):
@@ -201,7 +254,7 @@ class ClippedObjective(SequenceObjective):
     def denominator(self, views: Views) -> float:
         if self.config.aggregation == "tokens":
             # Masks may leave a whole update without a token; its weights are 0 then, and stay so.
-            return max(float(views.scored.any(1).sum()), _SMALLEST_COUNT)
+            return max(float(views.scored.any(1).sum()), SMALLEST_COUNT)
         return super().denominator(views)
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
@@ -225,83 +278,3 @@ class ClippedObjective(SequenceObjective):
             "loss/kl": (kl_sum, count),
         }
         return LossOutput(loss, metrics)
-
-
-_SMALLEST_COUNT = 1e-9
-
-
-def masked_prompt(trajectory: Trajectory, step: int, rate: float) -> Bool[Tensor, "batch prompt"]:
-    """Each token of a prompt masked with probability ``rate`` on its own.
-
-    Places count from the prompt's end, so that what is masked does not depend on how far the batch is padded.
-    """
-    uniform = noise.uniform(trajectory.seeds, noise.VIEWS, step, trajectory.prompt_ids.shape[1])
-    return (uniform.flip(1) < rate) & trajectory.prompt_mask
-
-
-def masked_views(
-    trajectory: Trajectory,
-    masked: Bool[Tensor, "batch views length"],
-    scored: Bool[Tensor, "batch views length"],
-    weight: Float[Tensor, "batch views"],
-    advantages: Float[Tensor, "batch"],
-    prompt_masked: Bool[Tensor, "batch views prompt"] | None = None,
-) -> Views:
-    """Views of the finished completions with some of their tokens masked, and some of the prompt's."""
-    canvas = torch.where(masked, trajectory.mask_token_id, trajectory.final[:, None])
-    prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
-    if prompt_masked is not None:
-        real = trajectory.prompt_mask[:, None]
-        prompts = torch.where(prompt_masked & real, trajectory.mask_token_id, prompts)
-    ones = torch.ones_like(trajectory.completion_mask)
-    dtype = trajectory.entropy.dtype
-    return Views(
-        inputs=torch.cat([prompts, canvas], dim=2),
-        attention_mask=torch.cat([trajectory.prompt_mask, ones], dim=1),
-        targets=trajectory.final,
-        scored=scored,
-        weight=weight.to(dtype),
-        advantages=advantages[:, None].expand_as(weight).to(dtype),
-        step=torch.zeros_like(weight, dtype=torch.long),
-        completion_length=trajectory.completion_mask.sum(1),
-    )
-
-
-def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"]) -> Views:
-    """Views that show chosen denoising steps, scoring what each step did.
-
-    Each has weight 1, or the importance of a step that was sampled from another distribution. The choice of
-    positions is scored where it is a draw that the policy shapes (Plackett-Luce).
-    """
-    places = trajectory.remasking == "plackett_luce"
-    canvas = trajectory.states_at(steps.index)
-    prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
-    scored = (trajectory.reveal_step[:, None] == steps.index[:, :, None]) & steps.mask[:, :, None]
-    weight = steps.mask.to(trajectory.entropy.dtype)
-    if trajectory.importance is not None:
-        weight = weight * trajectory.importance.gather(1, steps.index)
-    return Views(
-        inputs=torch.cat([prompts, canvas], dim=2),
-        attention_mask=torch.cat(
-            [trajectory.prompt_mask, torch.ones_like(trajectory.completion_mask)], dim=1
-        ),
-        targets=trajectory.final,
-        scored=scored,
-        weight=weight,
-        advantages=(advantages.gather(1, steps.index) * steps.mask).to(trajectory.entropy.dtype),
-        step=steps.index,
-        order=_draw_order(trajectory, steps) if places else None,
-        old_token_logp=trajectory.token_logp[:, None] * scored,
-        old_position_logp=trajectory.position_logp.gather(1, steps.index) * (steps.mask & places),
-    )
-
-
-def _draw_order(trajectory: Trajectory, steps: Steps) -> Tensor:
-    """Rank of each position in the step's ordered draw; -1 candidate not drawn, -2 no candidate."""
-    length = trajectory.final.shape[1]
-    block = torch.arange(length, device=trajectory.final.device) // trajectory.block_length
-    now = trajectory.reveal_step[:, None] == steps.index[:, :, None]
-    current = torch.where(now, block, 0).amax(-1, keepdim=True)
-    candidate = (trajectory.reveal_step[:, None] >= steps.index[:, :, None]) & (block == current)
-    order = torch.where(candidate, -1, -2)
-    return torch.where(now, trajectory.reveal_order[:, None], order)

@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.objectives.base import masked_views
 from egspo.ops import noise
 from egspo.ops.advantages import Baseline
 from egspo.types import Steps, Trajectory, Views
+from egspo.views import masked_views
 
 
 class Config(base.ClippedConfig):

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 
 from egspo.objectives import base
-from egspo.objectives.base import masked_prompt, masked_views
 from egspo.types import Steps, Trajectory, Views
+from egspo.views import masked_prompt, masked_views
 
 
 class Config(base.ClippedConfig):

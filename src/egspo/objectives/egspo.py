@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.objectives.base import step_views
 from egspo.ops.advantages import Baseline, stepwise_returns, subtract_baseline
 from egspo.ops.selection import Selection, select_steps
 from egspo.ops.surrogates import KL, clipped_surrogate, is_clipped, kl_estimate
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.views import step_views
 
 
 class Config(base.ObjectiveConfig):

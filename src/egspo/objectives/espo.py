@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.objectives.base import masked_views
 from egspo.ops.advantages import Baseline
 from egspo.ops.bounds import draw_masks, mask_weights
 from egspo.ops.surrogates import clipped_surrogate, is_clipped, kl_estimate
 from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+from egspo.views import masked_views
 
 
 class Config(base.SequenceConfig):

@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base, espo
-from egspo.objectives.base import masked_views
 from egspo.ops.bounds import gauss_legendre
 from egspo.ops.noise import VIEWS, uniform
 from egspo.types import Steps, Trajectory, Views
+from egspo.views import masked_views
 
 
 class Config(base.SequenceConfig):

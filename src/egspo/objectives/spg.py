@@ -20,10 +20,10 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.objectives.base import masked_views
 from egspo.ops.bounds import draw_count, draw_subset, upper_bound
 from egspo.ops.noise import VIEWS, uniform
 from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+from egspo.views import masked_views
 
 
 class Config(base.SequenceConfig):

@@ -20,9 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.objectives.base import masked_prompt, masked_views
 from egspo.ops.advantages import likelihood_weights
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.views import masked_prompt, masked_views
 
 
 class Config(base.SequenceConfig):

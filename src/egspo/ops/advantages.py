@@ -10,6 +10,7 @@ Baseline = Literal["same_rank", "same_step", "leave_one_out", "batch", "none"]
 BASELINES = get_args(Baseline)
 
 _ROUNDING = 1e-9
+_SMALLEST_SPREAD = 1e-4
 
 
 def stepwise_returns(
@@ -68,3 +69,24 @@ def likelihood_weights(
     groups = psi * advantages.unflatten(0, (-1, num_generations))
     weights = num_generations * (groups.softmax(1) - (-groups).softmax(1)).flatten(0, 1)
     return weights.masked_fill(weights.abs() < _ROUNDING, 0.0)
+
+
+def progress_returns(values: Float64[Tensor, "batch values"]) -> Float64[Tensor, "batch steps"]:
+    """What each step gained, and the mean of what came after it, from the values of the T + 1 states.
+
+    MDPO (arXiv 2508.13148): ``R_t = v_{t+1} - v_t + mean_{t+1 < k <= T} v_k`` for t = 0 … T - 1, with v_T in
+    place of the empty mean of the last step.
+    """
+    gained = values[:, 1:] - values[:, :-1]
+    after = values[:, 2:].flip(1).cumsum(1)
+    counts = torch.arange(1, after.shape[1] + 1, device=values.device)
+    later = (after / counts).flip(1)
+    return gained + torch.cat([later, values[:, -1:]], dim=1)
+
+
+def group_spread(
+    returns: Float64[Tensor, "batch chosen"], num_generations: int
+) -> Float64[Tensor, "batch chosen"]:
+    """Standard deviation over the group (its members less one below), and a little, so that none is 0."""
+    spread = returns.unflatten(0, (-1, num_generations)).std(1)
+    return spread.repeat_interleave(num_generations, dim=0) + _SMALLEST_SPREAD

@@ -8,7 +8,7 @@ constant and says what changes where S depends on the actions.
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from egspo.ops.noise import SELECTION, uniform
@@ -56,3 +56,51 @@ def _evenly_spaced(eligible: Bool[Tensor, "batch steps"], num_selected: int) -> 
     place = eligible.long().cumsum(1) - 1
     chosen = wanted.gather(1, place.clamp(min=0)) & eligible
     return chosen * (eligible.shape[1] - place)
+
+
+def entropy_distribution(
+    entropy: Float[Tensor, "batch steps"],
+    eligible: Bool[Tensor, "batch steps"],
+    uniform_share: float,
+) -> Float64[Tensor, "batch steps"]:
+    """``p_t = (1 - a) H_t / sum H + a / T`` over the T eligible steps, ``a`` the ``uniform_share``.
+
+    Every eligible step has a probability above 0, so that weighing by 1 / p_t leaves no step out.
+    """
+    weight = (entropy.double() + _SMALLEST_ENTROPY) * eligible
+    by_entropy = weight / weight.sum(1, keepdim=True).clamp(min=_SMALLEST_ENTROPY)
+    evenly = eligible / eligible.double().sum(1, keepdim=True).clamp(min=1)
+    return (1 - uniform_share) * by_entropy + uniform_share * evenly
+
+
+def draw_steps(
+    probability: Float64[Tensor, "batch steps"], num_draws: int, seeds: Int[Tensor, "batch"]
+) -> Float64[Tensor, "batch steps"]:
+    """Importance weights ``n_t / (K p_t)`` of K draws with replacement, n_t how often step t was drawn.
+
+    The draws are stratified: the k-th of K = ``num_draws`` inverts the cumulative probabilities at a uniform
+    point of ``[k/K, (k+1)/K)``. Together the strata cover [0, 1) once, so that E[n_t] = K p_t, and a weighted
+    sum over steps has the sum over all steps as its expectation, at no more variance than with independent
+    draws. AGRPO (arXiv 2510.04019) stratifies over the whole batch; here a sample's draws depend on its own
+    seed alone.
+    """
+    strata = torch.arange(num_draws, device=seeds.device)
+    points = (strata + uniform(seeds, SELECTION, 0, num_draws)) / num_draws
+    edges = probability.cumsum(1)
+    # Rounding may leave the last edge below a point: then the last step that can be drawn is meant.
+    last = (probability > 0).long().cumsum(1).argmax(1, keepdim=True)
+    drawn = torch.minimum(torch.searchsorted(edges, points, right=True), last)
+    times = torch.zeros_like(probability).scatter_add(1, drawn, torch.ones_like(points))
+    possible = probability > 0
+    return torch.where(possible, times / (num_draws * probability.masked_fill(~possible, 1.0)), 0.0)
+
+
+def nonzero_steps(weight: Float[Tensor, "batch steps"], num_selected: int) -> Steps:
+    """The steps of weight other than 0 in their own order; each row has at most ``num_selected``."""
+    chosen = weight != 0
+    order = chosen.long().argsort(dim=1, descending=True, stable=True)[:, :num_selected]
+    mask = chosen.gather(1, order)
+    return Steps(index=order.masked_fill(~mask, 0), mask=mask)
+
+
+_SMALLEST_ENTROPY = 1e-8

@@ -71,14 +71,8 @@ class DatasetConfig(TaskConfig):
     """Settings of a task whose problems are a published data set, fetched from the hub or read from files."""
 
     train_data: Path | None = Field(None, description="file of training problems (.jsonl, .json, .csv, .gz)")
-    num_validation: int = Field(
-        200,
-        ge=1,
-        description="problems kept from the training ones for validation, where there is no such split",
-    )
-    num_test: int = Field(
-        200, ge=1, description="the same for test, where there is no test split and no data"
-    )
+    num_validation: int = Field(200, ge=1, description="taken out of training, if there is no such split")
+    num_test: int = Field(200, ge=1, description="the same, where there is neither a test split nor data")
 
 
 @dataclass(frozen=True)

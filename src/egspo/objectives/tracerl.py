@@ -1,0 +1,77 @@
+"""TraceRL (arXiv 2509.06949): the recorded denoising, its steps merged into slices of s.
+
+The slices are S_k = {ks, …, ks + s - 1} for k = 0 … ceil(T/s) - 1, the last one cut off at T. With o_S the
+tokens of the completion that slice S revealed, and s_S the state before its first step,
+
+    L = (1 / #S) sum_i sum_{S of i} (1 / |o_S|) sum_{j in o_S} [
+            -min(rho_j A_i, clip(rho_j, 1 - eps, 1 + eps_high) A_i)
+            + beta_old KL_j(pi || pi_old) + beta KL_j(pi || reference) ]
+    rho_j = pi(o_j | s_S) / pi_old(o_j | s_S)        A_i = (r_i - mean r) / std r over the group
+
+#S counts the slices of the whole batch that reveal something of their completion; log-probabilities are
+untempered. With s = 1 every token is scored on the canvas on which it was drawn. The value model that the
+paper adds for some of its runs is not part of this.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from egspo.objectives.base import SMALLEST_COUNT, SequenceConfig, SliceObjective
+from egspo.ops.surrogates import kl_estimate
+from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
+from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+
+
+class Config(SequenceConfig):
+    """Settings of TraceRL; its optimizer's and sampler's are in ``objectives/tracerl``."""
+
+    scale: Literal["none", "std"] = "std"
+    steps_per_slice: int = Field(8, ge=1, description="s, denoising steps merged into one forward pass")
+    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
+    epsilon_high: float = Field(0.2, ge=0, description="clip above")
+    beta_old: float = Field(0.01, ge=0, description="coefficient of the KL (k3) to the policy of the rollout")
+    kl: TokenKL = Field("k3", description="estimator of the KL to the reference")
+
+
+class Objective(SliceObjective):
+    name = "tracerl"
+    description = "the recorded trace in slices of several steps (TraceRL)"
+    paper = "arXiv 2509.06949"
+    metric_keys = (*TOKEN_METRICS, "loss/kl_old")
+    Config = Config
+    config: Config
+
+    def boundaries(self, num_steps: int) -> list[int]:
+        return [*range(0, num_steps, self.config.steps_per_slice), num_steps]
+
+    def views(
+        self, trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"], iteration: int
+    ) -> Views:
+        views = self.slices(trajectory, steps, advantages)
+        return replace(views, weight=views.weight / views.scored.sum(-1).clamp(min=1))
+
+    def denominator(self, views: Views) -> float:
+        """The number of slices."""
+        return max(float((views.weight != 0).sum()), SMALLEST_COUNT)
+
+    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
+        config = self.config
+        output = clipped_token_loss(
+            scores,
+            reference,
+            views,
+            epsilon=config.epsilon,
+            epsilon_high=config.epsilon_high,
+            beta=config.beta,
+            kl=config.kl,
+        )
+        old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
+        each = (kl_estimate("k3", scores.token_logp, old) * views.scored).sum(-1)
+        loss = output.loss + config.beta_old * (views.weight * each).sum()
+        seen = views.weight != 0
+        moved = (float((each.detach() * seen).sum()), float(seen.sum()))
+        return LossOutput(loss, {**output.metrics, "loss/kl_old": moved})

@@ -1,0 +1,68 @@
+"""The loss that objectives with a ratio for each token have in common."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from egspo.ops.surrogates import clipped_surrogate, is_clipped, kl_estimate
+from egspo.types import LossOutput, Scores, Views
+
+TokenKL = Literal["k1", "k2", "k3"]
+
+TOKEN_METRICS = ("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl")
+"""Keys of the metrics that `clipped_token_loss` returns."""
+
+
+def clipped_token_loss(
+    scores: Scores,
+    reference: Scores | None,
+    views: Views,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    beta: float,
+    kl: TokenKL,
+) -> LossOutput:
+    """``sum_v w_v sum_i [ -min(rho_i A_v, clip(rho_i) A_v) + beta KL_i ]``, i the scored tokens of view v.
+
+    ``rho_i`` is the probability of token i over that of the old policy; without old log-probabilities the
+    policy is still the old one. A drawn choice of positions counts as one token more, outside the KL.
+    """
+    log_ratio, acted = token_log_ratios(scores, views)
+    weight = views.weight[..., None] * acted
+    advantage = views.advantages[..., None].expand_as(log_ratio)
+    policy = (weight * clipped_surrogate(log_ratio, advantage, epsilon, epsilon_high)).sum()
+    seen, ratio = weight != 0, log_ratio.detach().exp()
+    count = float(seen.sum())
+    clipped = is_clipped(log_ratio.detach(), advantage, epsilon, epsilon_high) & seen
+    loss, total = policy, 0.0
+    if beta:
+        each = kl_estimate(kl, scores.token_logp, reference.token_logp) * views.scored
+        loss = policy + beta * (views.weight * each.sum(-1)).sum()
+        total = float((each.detach().sum(-1) * (views.weight != 0)).sum())
+    metrics = {
+        "loss/policy": (float(policy.detach()), 0.0),
+        "loss/clip_fraction": (float(clipped.sum()), count),
+        "loss/ratio": (float((ratio * seen).sum()), count),
+        "loss/kl": (total, float((views.weight != 0).sum())),
+    }
+    return LossOutput(loss, metrics)
+
+
+def token_log_ratios(
+    scores: Scores, views: Views
+) -> tuple[Float[Tensor, "batch views actions"], Bool[Tensor, "batch views actions"]]:
+    """Log-ratio to the old policy at every position, and which of them were acts.
+
+    With drawn position choices there is one column more, for the choice.
+    """
+    old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
+    log_ratio = (scores.token_logp - old) * views.scored
+    if views.order is None:
+        return log_ratio, views.scored
+    old = scores.position_logp.detach() if views.old_position_logp is None else views.old_position_logp
+    drawn = views.scored.any(-1, keepdim=True)
+    places = (scores.position_logp - old)[..., None] * drawn
+    return torch.cat([log_ratio, places], dim=-1), torch.cat([views.scored, drawn], dim=-1)
