@@ -1,4 +1,5 @@
-"""Programs of public data sets: their reference solutions with their own tests, as a code task gives them."""
+"""Programs of public data sets: their reference solutions with their own tests, as a code task gives "
+"them."""
 
 import gzip
 import json

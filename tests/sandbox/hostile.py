@@ -267,7 +267,8 @@ ESCAPES = {
     ),
     "many open files": "def act():\n    keep = [open('/dev/null') for _ in range(1000)]",
 }
-"""Sources that define ``act``, which must fail; HOST and SECRET stand for the host's number and a folder."""
+"""Sources that define ``act``, which must fail; HOST and SECRET stand for the host's number and a "
+"folder."""
 
 
 def escape(source: str, host: int, secret: str) -> Hostile:

@@ -1,4 +1,5 @@
-"""No program passes without solving its problem, gets out, or outlives its limit, in any tier that works."""
+"""No program passes without solving its problem, gets out, or outlives its limit, in any tier that "
+"works."""
 
 import os
 import time
@@ -17,7 +18,8 @@ CONTAINED = [
 
 
 def opened(name: str, variant: str) -> Sandbox:
-    """A sandbox of one variant of a tier, also where a better one works; skips the test where it does not."""
+    """A sandbox of one variant of a tier, also where a better one works; skips the test where it does "
+    "not."""
     way = isolation.TIERS[name]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(way, "VARIANTS", {variant: way.VARIANTS[variant]})

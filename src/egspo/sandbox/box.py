@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from egspo.sandbox import isolation
-from egspo.sandbox.processes import Starter
+from egspo.sandbox.processes import ContainmentError, Starter
 from egspo.sandbox.records import Outcome, Program, SandboxConfig
 from egspo.sandbox.trial import judge
 
@@ -41,9 +41,16 @@ class Sandbox:
         different = list(dict.fromkeys(programs))
         workers = self.config.workers or os.cpu_count() or 1
         pool = self._state.pool(workers)
-        outcomes = pool.map(lambda program: judge(self._state.starter, program, self.config), different)
+        outcomes = pool.map(self._judge, different)
         found = dict(zip(different, outcomes, strict=True))
         return [found[program] for program in programs]
+
+    def _judge(self, program: Program) -> Outcome:
+        try:
+            return judge(self._state.starter, program, self.config)
+        except ContainmentError:
+            # Raised before the program begins: the warm process may have died since the last one.
+            return judge(self._state.starter, program, self.config)
 
     def close(self) -> None:
         self._finalizer()

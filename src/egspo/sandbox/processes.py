@@ -71,6 +71,8 @@ class Forker(Starter):
         message = [part[:1].encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)]
         try:
             with self.lock:
+                if self.child is not None and self.child.poll() is not None:
+                    self._discard()
                 if self.control is None:
                     self._open()
                 try:
@@ -108,7 +110,8 @@ class Forker(Starter):
         else:
             words = ""
         if ready != b"r":
-            self.child and self.child.kill()
+            if self.child is not None:
+                self.child.kill()
             words = (self.child and _last_line(self.child.stderr.read())) or words or "ended at once"
             self._discard()
             raise ContainmentError(words)
@@ -117,8 +120,11 @@ class Forker(Starter):
 
     def _discard(self) -> None:
         if self.control is not None:
+            # The warm process ends when this does.
             self.control.close()
         if self.child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(END_SECONDS)
             self.child.kill()
             self.child.wait()
             self.child.stderr.close()

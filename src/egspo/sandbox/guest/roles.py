@@ -49,9 +49,7 @@ def alone(payload: dict) -> None:
 
 def warm_up() -> None:
     """Imports what most programs and tests import, once for all."""
-    import asyncio.coroutines  # noqa: F401
     import bisect  # noqa: F401
-    import cmath  # noqa: F401
     import contextlib  # noqa: F401
     import copy  # noqa: F401
     import dataclasses  # noqa: F401
@@ -59,7 +57,6 @@ def warm_up() -> None:
     import heapq  # noqa: F401
     import itertools  # noqa: F401
     import random  # noqa: F401
-    import statistics  # noqa: F401
     import string  # noqa: F401
     import typing  # noqa: F401
 
@@ -81,7 +78,7 @@ def forker(payload: dict) -> None:
     for target in range(3):
         os.dup2(nothing, target)
     os.close(nothing)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, reap)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warm_up()
     control.send(b"r")
@@ -98,6 +95,15 @@ def forker(payload: dict) -> None:
                 os._exit(1)
         for x in descriptors:
             os.close(x)
+
+
+def reap(*_: object) -> None:
+    """Waits for children that have ended, so that none stays a zombie and their time is counted."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
 
 
 def supervise(part: str, descriptors: tuple[int, int, int, int], spec: dict) -> None:
