@@ -23,7 +23,7 @@ def make_objective(**settings):
 
 
 def literal_loss(case, config):
-    """Token k on the canvas that shows those before it; over the canvas's length and the trained completions."""
+    """Token k on the canvas that shows those before it; over L and the number of trained completions."""
     advantages, total = case.outcome_advantages(config.scale == "std"), 0.0
     trained = sum(a != 0 for a in advantages)
     for i, advantage in enumerate(advantages):
