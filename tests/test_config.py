@@ -290,7 +290,7 @@ def test_everything_that_is_missing_is_told():
         for key in ("output_dir", "model", "task", "objective")
     ]
     assert caught.value.problems == lines
-    assert problems(task={})[0].startswith("task.name: missing; known: countdown, ")
+    assert problems(task={})[0].startswith("task.name: missing; known: code, countdown, ")
 
 
 def test_sft_needs_something_to_learn_from(tmp_path: Path):
@@ -440,17 +440,31 @@ def test_a_paper_recipe_is_the_published_setting_on_the_published_model(name: st
     assert run.output_dir.name == f"{model}-{task}"
 
 
+ROWS = {
+    "gsm8k": '{{"question": "What is {0} + 1?", "answer": "#### {0}"}}',
+    "math500": '{{"problem": "What is {0} + 1?", "answer": "{0}"}}',
+    "code": '{{"question": "Add {0} to x.", "test": "assert f(1) == {0} + 1"}}',
+}
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_recipe_passes_a_dry_run_without_a_network(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    few = ("task.num_train=20", "task.num_validation=10", "task.num_test=10")
+    task = name.rpartition("-")[2]
+    few = ["task.num_train=20", "task.num_validation=10", "task.num_test=10"]
+    if task in ROWS:  # a data set of the hub: a few problems in its layout instead
+        file = tmp_path / "problems.jsonl"
+        file.write_text("".join(ROWS[task].format(i) + "\n" for i in range(40)), encoding="utf-8")
+        few = [f"task.train_data={file}", f"task.data={file}", "task.num_validation=10"]
+        few = few[:1] + few[2:] if task == "code" else few
+    before = sorted(tmp_path.iterdir())
     ended = runs.egspo("train", name, *few, "--dry-run")
     assert ended.code == 0, ended
     assert "rollout      48 completions x 128 passes = 6144 an iteration" in ended.out
     assert "updates      4 an iteration" in ended.out
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_departure_of_a_paper_recipe_is_marked():

@@ -1,5 +1,7 @@
 """Canvases on which log-probabilities are asked for: of a recorded denoising, or of a text masked anew."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
