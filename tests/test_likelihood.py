@@ -243,3 +243,15 @@ def test_separated_views_are_the_active_ones(tiny_policy):
         assert torch.equal(getattr(alone, name).squeeze(1), getattr(views, name)[rows, steps]), name
     assert torch.equal(alone.targets, views.targets[rows])
     assert torch.equal(alone.attention_mask, views.attention_mask[rows])
+
+
+@pytest.mark.parametrize("with_exact_kl", [False, True])
+def test_views_without_weight_cost_nothing(tiny_policy, with_exact_kl, monkeypatch):
+    # A microbatch of samples without an advantage, as when a cached rollout is corrected.
+    policy, sampler = tiny_policy(), make_sampler()
+    _, views = make_views(policy, sampler)
+    monkeypatch.setattr(policy, "logits", None)
+    nothing = score(policy, replace(views, weight=views.weight * 0), sampler, with_exact_kl)
+    assert nothing.token_logp.shape == views.scored.shape
+    assert torch.count_nonzero(nothing.token_logp) == torch.count_nonzero(nothing.view_logp) == 0
+    assert (nothing.exact_kl is not None) == with_exact_kl

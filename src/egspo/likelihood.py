@@ -40,10 +40,14 @@ def guided_logits(
 def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: bool = False) -> Scores:
     """Log-probabilities, under the distribution that the sampler acts with, of what each view scores.
 
-    One forward pass over all views of weight other than 0; ``with_exact_kl`` adds one of the reference.
+    One forward pass over all views of weight other than 0, none if there are none; ``with_exact_kl`` adds one
+    of the reference.
     """
     used = views.weight != 0
     batch, num_views, length = views.scored.shape
+    if not used.any():
+        nothing = torch.zeros_like(views.scored, dtype=views.weight.dtype)
+        return Scores(nothing, nothing[..., 0], nothing if with_exact_kl else None)
     row = torch.arange(batch, device=used.device)[:, None].expand(batch, num_views)[used]
     inputs, attention = views.inputs[used], views.attention_mask[row]
     scored, targets = views.scored[used], views.targets[row]
