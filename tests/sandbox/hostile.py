@@ -62,8 +62,33 @@ VERDICTS = {
     ),
     "begins and ends with everything": Hostile(
         "class A:\n    def __getattr__(self, name): return lambda *args: True\ndef f(x): return A()\n",
-        "own class A",
+        "(class A)",
         tests=("assert f(1).startswith('2')", "assert f(1).isdigit()"),
+    ),
+    "a function that begins with everything": Hostile(
+        "def f(x): return f\nf.startswith = f.isdigit = lambda *args: True\n",
+        "cannot be judged",
+        tests=("assert f(1).startswith('2')", "try: assert f(1).isdigit()\nexcept Exception: pass"),
+    ),
+    "a class that begins with everything": Hostile(
+        "class A: startswith = staticmethod(lambda *args: True)\ndef f(x): return A\n",
+        "cannot be judged",
+        tests=("assert f(1).startswith('2')",),
+    ),
+    "takes over numpy": Hostile(
+        "class A:\n    def __array_ufunc__(self, *args, **kwargs): return True\n"
+        "    def __array_function__(self, *args, **kwargs): return True\n"
+        "    def __array__(self, *args): return 2\ndef f(x): return A()\n",
+        tests=(
+            "import numpy as np; assert np.allclose(f(1), 2)",
+            "import numpy as np; assert np.array_equal(f(1), [2])",
+            "import numpy as np; assert (np.array([2]) == f(1)).all()",
+        ),
+    ),
+    "gains by what cannot be given to it": Hostile(
+        "def f(x): return 0\n",
+        "cannot be given to the program",
+        tests=("try: f(open('/dev/null'))\nexcept Exception: pass\nelse: assert False",),
     ),
     "passes for a float by hand": Hostile(
         "class A(float):\n    __eq__ = __le__ = __lt__ = lambda self, other: True\n"

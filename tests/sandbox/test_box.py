@@ -2,6 +2,8 @@
 "its end."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -131,6 +133,28 @@ def test_the_warm_process_is_replaced_when_it_dies():
         box._state.starter.child.kill()
         box._state.starter.child.wait()
         assert box.run([adding(1)])[0].correct
+
+
+@needs_tier
+@pytest.mark.parametrize("tier", WORKS)
+def test_all_ends_when_the_harness_is_killed(tier):
+    code = (
+        "from egspo.sandbox import *\n"
+        f"box = Sandbox(SandboxConfig(tier={tier!r}, timeout=60))\n"
+        "box.run([Program('f = 1', ('assert f',))]); print('ready', flush=True)\n"
+        "box.run([Program('while True: pass', ('f',)), Program('import time; time.sleep(60)', ('f',))])"
+    )
+    before = descendants()
+    harness = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert harness.stdout.readline() == b"ready\n"
+    started = descendants() - before
+    # The forker, its boxes' watchers and the boxes' four processes (bubblewrap has one more outside).
+    assert eventually(lambda: len(started | (descendants() - before)) >= 10, 20)
+    family = descendants() - before
+    harness.kill()
+    harness.wait()
+    harness.stdout.close()
+    assert eventually(lambda: not any(Path(f"/proc/{process}").exists() for process in family), 20)
 
 
 @needs_tier

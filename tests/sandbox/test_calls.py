@@ -72,6 +72,7 @@ PASSES = {
             "x = []; x.append(x); y = same(x); assert y is x and y[0] is y",
             "assert same(int) is int and same(ValueError) is ValueError",
             "assert same(x=3) == 3",
+            "assert type(same(object())) is not int",
         ),
         "",
         "",

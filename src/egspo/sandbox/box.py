@@ -39,7 +39,7 @@ class Sandbox:
         if not self._finalizer.alive:
             raise ValueError("the sandbox is closed; make another")
         different = list(dict.fromkeys(programs))
-        workers = self.config.workers or os.cpu_count() or 1
+        workers = self.config.workers or len(os.sched_getaffinity(0))
         pool = self._state.pool(workers)
         outcomes = pool.map(self._judge, different)
         found = dict(zip(different, outcomes, strict=True))

@@ -1,4 +1,4 @@
-"""What a contained process is started with: the guest's code, its lock, the interpreter, what it may see."""
+"""What a contained process is started with: the code of the guest, its lock, the interpreter, its view."""
 
 import marshal
 import math
@@ -12,7 +12,18 @@ from typing import Any
 
 from egspo.sandbox.records import SandboxConfig
 
-GUEST = ("wire", "graph", "handles", "connection", "pytest_style", "program", "tester", "jail", "roles")
+GUEST = (
+    "wire",
+    "graph",
+    "arrays",
+    "handles",
+    "connection",
+    "pytest_style",
+    "program",
+    "tester",
+    "jail",
+    "roles",
+)
 """Modules of the guest, each after those that it imports."""
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",

@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 
-from egspo.sandbox.guest import handles
+from egspo.sandbox.guest import arrays, handles
 from egspo.sandbox.guest.graph import MUTABLE, Decoder, Encoder, attributes
 from egspo.sandbox.guest.wire import Ended, Wire, WireError
 
@@ -189,10 +189,10 @@ class Connection:
         return self.encode_instance(x, kind, encoder)
 
     def encode_instance(self, x: object, kind: type, encoder: Encoder) -> list:
+        if kind is object:
+            return ["o"]
         if kind.__module__ == "numpy" and hasattr(x, "dtype"):
-            if x.ndim == 0:
-                return ["=", encoder.value(x.item())]
-            return ["a", x.dtype.str, x.tobytes().decode("latin-1"), *x.shape]
+            return arrays.encode(x, encoder)
         if isinstance(x, collections.abc.KeysView | collections.abc.ValuesView | collections.abc.ItemsView):
             return ["l", *encoder.values(x)]
         if kind.__module__ == TESTS and isinstance(kind, type):
@@ -313,15 +313,6 @@ def _view(connection: Connection, parts: list, decoder: Decoder) -> object:
     return dict(enumerate(items)).values() if parts[0] == "values" else dict(items).items()
 
 
-def _array(connection: Connection, parts: list, decoder: Decoder) -> object:
-    import numpy
-
-    dtype, data, *shape = parts
-    if type(dtype) is not str or dtype[1:2] not in tuple("?biufcUSmM"):
-        raise WireError("an array of objects")
-    return numpy.frombuffer(data.encode("latin-1"), dtype).reshape(shape).copy()
-
-
 def _number(parts: list) -> int:
     if type(parts[0]) is not int:
         raise WireError("no number")
@@ -341,5 +332,5 @@ _MAKERS = {
     "w": lambda c, p, d: c.coroutine(_number(p)),
     "v": _view,
     "N": _named_tuple,
-    "a": _array,
+    "a": lambda c, p, d: arrays.decode(p),
 }

@@ -12,18 +12,31 @@ NAMED = re.compile(r"[A-Z]+[a-z][A-Za-z0-9]*")
 """Names that tests give to classes; functions are spelt otherwise."""
 _JUDGES = """
 startswith endswith isdigit isalpha isalnum isdecimal isnumeric isspace isupper islower istitle isidentifier
-isprintable isascii is_integer issubset issuperset isdisjoint count index find
-"""
-_JUDGES = """
-startswith endswith isdigit isalpha isalnum isdecimal isnumeric isspace isupper islower istitle isidentifier
-isprintable isascii is_integer issubset issuperset isdisjoint count index find
+isprintable isascii is_integer issubset issuperset isdisjoint
 """
 JUDGES = frozenset(_JUDGES.split())
 """Methods of builtin values by which tests judge them."""
+_ASKABLE = "doc dict name qualname module annotations members dataclass_fields wrapped init slots signature"
+ASKABLE = frozenset(f"__{name}__" for name in _ASKABLE.split())
+"""Special names that are asked of the program; libraries act on others (``__array_ufunc__``)."""
+REFUSED: list[str] = []
+"""Why the test that runs cannot be judged; it then fails, whatever it makes of the exception."""
 
 
-class Unjudgeable(TypeError):
-    """A test wants a value and has an object of a class that only the program knows."""
+class Unjudgeable(Exception):
+    """A test asks what cannot be asked of another process, or should not be of the program."""
+
+    def __init__(self, words: str):
+        super().__init__(words)
+        REFUSED.append(words)
+
+
+def check_name(kind: str, name: str, named: bool) -> None:
+    """Refuses what a value is judged by of what stands in the place of one."""
+    if name[:2] == "__" and name not in ASKABLE:
+        raise AttributeError(name)
+    if name in JUDGES and not named:
+        raise Unjudgeable(f"an object of the program's own ({kind}) is asked {name}")
 
 
 class Function:
@@ -39,6 +52,7 @@ class Function:
         return self._connection.request("call", self._number, args, kwargs)
 
     def __getattr__(self, name: str):
+        check_name("a function", name, named=False)
         return self._connection.request("getattr", self._number, name)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -55,6 +69,7 @@ class Module:
         self._name = name
 
     def __getattr__(self, name: str):
+        check_name("a module", name, named=True)
         raise Unjudgeable(f"the test uses {self._name}.{name} by the program's import of it")
 
 
@@ -77,6 +92,7 @@ class Proxy(type):
         return cls._home.request("call", cls._class_number, args, kwargs)
 
     def __getattr__(cls, name: str):
+        check_name(f"class {cls.__name__}", name, cls._named)
         return cls._home.request("getattr", cls._class_number, name)
 
     def __setattr__(cls, name: str, value: object) -> None:
@@ -99,8 +115,7 @@ class Handle:
 
     def __getattr__(self, name: str):
         kind = type(self)
-        if name in JUDGES and not kind._named:
-            raise Unjudgeable(f"an object of the program's own class {kind.__name__} is asked {name}")
+        check_name(f"class {kind.__name__}", name, kind._named)
         methods = kind._methods
         if name not in methods:
             methods[name] = self._connection.request("is_method", kind._class_number, name) is True

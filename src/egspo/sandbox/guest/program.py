@@ -16,6 +16,7 @@ import threading
 import time
 import types
 
+from egspo.sandbox.guest import arrays
 from egspo.sandbox.guest.graph import MUTABLE, Decoder, Encoder, attributes
 from egspo.sandbox.guest.wire import Ended, Wire
 
@@ -157,13 +158,16 @@ class Server:
         exec(compile(source, "solution.py", "exec", dont_inherit=True), self.names)
 
     def do_names(self) -> dict:
-        """What the program itself defined, by name."""
+        """Names that the program itself bound, and whether to a function or class of its own."""
         given, nothing = self.given, object()
         return {
-            name: x
+            name: callable(x) and getattr(x, "__module__", None) == self.module.__name__
             for name, x in self.names.items()
             if not name.startswith("__") and given.get(name, nothing) is not x
         }
+
+    def do_values(self, names: list[str]) -> dict:
+        return {name: self.names[name] for name in names}
 
     def do_name(self, name: str) -> object:
         return self.names[name]
@@ -270,7 +274,7 @@ class Server:
             if isinstance(x, tuple) and hasattr(kind, "_fields"):
                 return ["N", kind.__name__, ",".join(kind._fields), *encoder.values(tuple.__iter__(x))]
             if kind.__module__ == "numpy":
-                return _encode_numpy(x, encoder)
+                return arrays.encode(x, encoder)
             plain = encoder.plain(x)
             if plain is not None:
                 return plain
@@ -304,10 +308,12 @@ class Server:
         if tag == "e":
             kind, args = decoder.values(parts)
             return kind(*args)
+        if tag == "o":
+            return object()
         if tag == "G":
             return iter(decoder.values(parts))
         if tag == "a":
-            return _decode_numpy(parts)
+            return arrays.decode(parts)
         if tag == "N":
             return collections.namedtuple(parts[0], parts[1].split(","))(*decoder.values(parts[2:]))
         raise TypeError(f"node {tag!r}")
@@ -322,21 +328,6 @@ class Server:
 def _defines(kind: type, name: str) -> bool:
     found = getattr(kind, name, None)
     return found is not None and found is not getattr(object, name, None)
-
-
-def _encode_numpy(x: object, encoder: Encoder) -> list:
-    if not hasattr(x, "dtype") or x.dtype.kind not in "?biufcUSmM":
-        return ["=", encoder.value(x.tolist() if hasattr(x, "tolist") else repr(x))]
-    if x.ndim == 0:
-        return ["=", encoder.value(x.item())]
-    return ["a", x.dtype.str, x.tobytes().decode("latin-1"), *x.shape]
-
-
-def _decode_numpy(parts: list) -> object:
-    import numpy
-
-    dtype, data, *shape = parts
-    return numpy.frombuffer(data.encode("latin-1"), dtype).reshape(shape).copy()
 
 
 def main(reading: int, writing: int) -> None:

@@ -14,7 +14,7 @@ import types
 
 from egspo.sandbox.guest import pytest_style
 from egspo.sandbox.guest.connection import TESTS, TRUSTED, Connection, Gone, find
-from egspo.sandbox.guest.handles import NAMED, Function, Module, Proxy
+from egspo.sandbox.guest.handles import NAMED, REFUSED, Function, Module, Proxy
 from egspo.sandbox.guest.wire import Wire
 
 ALIASES = {"np": "numpy"}
@@ -96,16 +96,20 @@ class Trial:
         try:
             self.connection.request("load", self.job["preamble"], self.job["source"])
             names = self.connection.request("names")
+            used, defined = _names([self.job["setup"], *self.job["tests"]])
+            # Values that no test names can be large.
+            asked = [name for name, own in names.items() if own or name in used]
+            values = self.connection.request("values", asked)
         except Gone as error:
             return f"program: {error}"
         except SystemExit as error:
             return f"program ended early (exit {error.code})"
         except BaseException as error:
             return f"program: {describe(error)}"
-        if type(names) is not dict or not all(type(name) is str for name in names):
+        if type(values) is not dict or not all(type(name) is str for name in [*names, *values]):
             return "program: answered with no message"
         sys.modules["solution"] = Solution(self.connection, list(names))
-        self.bind(names)
+        self.bind(values, used, defined)
         return None
 
     def set_up(self) -> str | None:
@@ -118,6 +122,7 @@ class Trial:
     def attempt(self, text: str, name: str) -> str | None:
         """None if the text ran to its end, else why not."""
         self.tell_classes()
+        REFUSED.clear()
         try:
             exec(compile(text, name, "exec", dont_inherit=True), self.namespace)
         except Gone as error:
@@ -125,8 +130,14 @@ class Trial:
         except ModuleNotFoundError as error:
             return f"needs {error.name}, which is not installed here"
         except BaseException as error:
-            return f"program {self.connection.broken}" if self.connection.broken else describe(error)
-        return f"program {self.connection.broken}" if self.connection.broken else None
+            return self.refusal() or describe(error)
+        return self.refusal()
+
+    def refusal(self) -> str | None:
+        """Why the test that ran does not count, whatever exceptions it caught."""
+        if self.connection.broken:
+            return f"program {self.connection.broken}"
+        return f"cannot be judged: {REFUSED[0]}" if REFUSED else None
 
     def classes(self) -> dict[str, type]:
         """The classes by name that preamble, set-up and tests defined here."""
@@ -142,9 +153,9 @@ class Trial:
             self.told = names
             self.connection.request("classes", sorted(names))
 
-    def bind(self, names: dict[str, object]) -> None:
+    def bind(self, names: dict[str, object], used: set[str], defined: set[str]) -> None:
+        """Puts the program's names into those of the tests, given the names that these use and define."""
         wanted, entries = set(self.job["entry_points"]), self.namespace
-        used, defined = _names([self.job["setup"], *self.job["tests"]])
         subjects = {name for name in used - defined - set(entries) if not hasattr(builtins, name)}
         subjects = {name for name in subjects if ALIASES.get(name, name) not in TRUSTED}
         for name in sorted(used | set(names)):

@@ -1,0 +1,32 @@
+"""numpy's arrays and numbers as nodes of `egspo.sandbox.guest.graph`; imported where one turns up."""
+
+from egspo.sandbox.guest.graph import Encoder
+from egspo.sandbox.guest.wire import WireError
+
+PLAIN = "?biufcUSmM"
+"""Kinds of elements that are plain bytes; arrays of objects go over as lists."""
+
+
+def encode(x: object, encoder: Encoder) -> list:
+    """The node of an array, or of what else numpy has: a number as Python's own, the rest in words."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None:
+        return ["=", encoder.value(repr(x))]
+    if x.ndim == 0:
+        return ["=", encoder.value(x.item())]
+    if dtype.kind not in PLAIN:
+        return ["=", encoder.value(x.tolist())]
+    return ["a", dtype.str, x.tobytes().decode("latin-1"), *x.shape]
+
+
+def decode(parts: list) -> object:
+    """
+    Raises:
+        WireError: for elements that are no plain bytes.
+    """
+    import numpy
+
+    dtype, data, *shape = parts
+    if type(dtype) is not str or dtype[1:2] not in tuple(PLAIN):
+        raise WireError("an array of objects")
+    return numpy.frombuffer(data.encode("latin-1"), dtype).reshape(shape).copy()
