@@ -236,6 +236,23 @@ def test_eval_at_several_lengths_writes_a_file_each(run: Path, tmp_path: Path):
         assert summary["name"] == f"x-{length}"
 
 
+def test_eval_at_a_length_keeps_settings_that_are_given(run: Path, tmp_path: Path):
+    given = ["sampler.diffusion_steps=1", "sampler.block_length=4"]
+    assert runs.egspo("eval", str(run), "--length", "4", *given, "--out", str(tmp_path / "x.json")).code == 0
+    summary = json.loads((tmp_path / "x.json").read_text())
+    assert (summary["max_completion_length"], summary["diffusion_steps"], summary["block_length"]) == (
+        4,
+        1,
+        4,
+    )
+    assert refused("eval", str(run), "--length", "4", "sampler.max_completion_length=8") == (
+        "--length: [4] with sampler.max_completion_length=8; give one of the two"
+    )
+    assert refused("eval", str(run), "--steps", "2", "sampler.diffusion_steps=1") == (
+        "--steps: 2 with sampler.diffusion_steps=1; give one of the two"
+    )
+
+
 def test_eval_takes_settings_of_task_and_sampler(run: Path, tmp_path: Path):
     out = tmp_path / "x.json"
     overrides = ["task.num_symbols=4", "sampler.temperature=0.5", "sampler.remasking=random"]

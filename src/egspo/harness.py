@@ -92,7 +92,7 @@ class DiffusionLM(TemplateLM):
         elif device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the command line asks for cuda:0 unless told otherwise
         self.policy = load_policy(pretrained, adapter, dtype, device, load_in_4bit)
-        self.tokenizer, self._device, self.seed = self.policy.tokenizer, self.policy.device, seed
+        self.tokenizer, self.seed = self.policy.tokenizer, seed
         if add_bos_token and self.tokenizer.bos_token_id is None:
             raise ValueError(f"add_bos_token: True, but {pretrained} names no first token; leave it out")
         self._first = [self.tokenizer.bos_token_id] if add_bos_token else []
@@ -109,6 +109,10 @@ class DiffusionLM(TemplateLM):
             self._samplers.clear()
 
     # ---- what the harness asks about the model --------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
 
     @property
     def eot_token_id(self) -> int:
