@@ -113,6 +113,17 @@ def test_recipes_are_found_by_name_and_files_by_path(tmp_path: Path):
     assert find_recipe(file) == file
 
 
+def test_another_objective_or_task_begins_afresh():
+    """What a recipe sets for one means nothing to the next; what the command line sets counts for the last."""
+    overrides = ["objective.beta=0.1", "objective.name=espo", "task.seed=3"]
+    values = compose(["sudoku/task", "sudoku/rl"], overrides)
+    assert values["objective"] == {"name": "espo", "beta": 0.1}
+    assert values["task"] == compose(["sudoku/task"])["task"] | {"seed": 3}
+    assert compose(["sudoku/task"], ["task.name=countdown"])["task"] == {"name": "countdown"}
+    same = compose(["sudoku/rl"], ["objective.name=egspo", "objective.beta=0.1"])["objective"]
+    assert same == compose(["sudoku/rl"])["objective"] | {"beta": 0.1}
+
+
 def test_all_unreadable_sources_are_told_together(tmp_path: Path):
     broken = write(tmp_path / "broken.yaml", "model:\n  init: [tiny\n")
     binary = tmp_path / "binary.yaml"

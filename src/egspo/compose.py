@@ -1,7 +1,7 @@
 """Composition of settings: YAML files from left to right, then ``key.sub=value``, into one dictionary."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,30 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def compose(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Files (or names of shipped recipes) and overrides, each over what stands left of it.
+    """Files (or names of shipped recipes), each over what stands left of it, and all overrides over them.
 
     Raises:
         ConfigError: for every file that is missing or broken and every override that is not ``key=value``.
     """
-    merged: dict[str, Any] = {}
     problems: list[str] = []
-    readers = [*((_read_recipe, path) for path in paths), *((parse_override, text) for text in overrides)]
-    for read, source in readers:
+    files = _merge_all(_read_recipe, paths, problems)
+    given = _merge_all(parse_override, overrides, problems)
+    merged = _merge_all(lambda values: values, [files, given], problems)
+    if problems:
+        raise ConfigError(problems)
+    return merged
+
+
+def _merge_all(
+    read: Callable[[Any], dict[str, Any]], sources: Sequence[Any], problems: list[str]
+) -> dict[str, Any]:
+    """What is read from each source over that from the one before; what is wrong is added to ``problems``."""
+    merged: dict[str, Any] = {}
+    for source in sources:
         try:
             merged = merge(merged, read(source))
         except ConfigError as error:
             problems += error.problems
-    if problems:
-        raise ConfigError(problems)
     return merged
 
 
@@ -50,6 +59,9 @@ def _read_recipe(path: str | Path) -> dict[str, Any]:
 def merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     """``right`` over ``left``, mappings merged key by key, and entries of a list by their number.
 
+    A mapping under another ``name`` (of a task, an objective) begins afresh: the keys of one objective mean
+    nothing to the next.
+
     Raises:
         ConfigError: for an entry that the list does not have.
     """
@@ -57,7 +69,8 @@ def merge(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
     for key, value in right.items():
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
-            merged[key] = merge(old, value)
+            renamed = "name" in old and value.get("name", old["name"]) != old["name"]
+            merged[key] = value if renamed else merge(old, value)
         elif isinstance(value, dict) and value and isinstance(old, list) and all(_is_place(k) for k in value):
             merged[key] = _merge_entries(key, old, value)
         else:
