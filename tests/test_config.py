@@ -114,7 +114,7 @@ def test_recipes_are_found_by_name_and_files_by_path(tmp_path: Path):
 
 
 def test_another_objective_or_task_begins_afresh():
-    """What a recipe sets for one means nothing to the next; what the command line sets counts for the last."""
+    """What a recipe sets for one means nothing to the next; the command line speaks of the last."""
     overrides = ["objective.beta=0.1", "objective.name=espo", "task.seed=3"]
     values = compose(["sudoku/task", "sudoku/rl"], overrides)
     assert values["objective"] == {"name": "espo", "beta": 0.1}

@@ -325,7 +325,7 @@ def test_a_model_of_a_mix_is_evaluated_on_it_or_on_a_task_of_it_as_it_was_traine
         (["--task", "countdown"], "countdown", 10),
         (["--task", "toy", "task.width=1"], "toy", 10),
     ):
-        out = run / "one.json"
+        out = run / f"{task}.json"
         assert runs.egspo("eval", str(run / "rl"), *arguments, "--out", str(out)).code == 0
         summary = json.loads(out.read_text())
         assert (summary["task"], summary["n"]) == (task, n)
