@@ -72,8 +72,8 @@ def test_no_baseline_reads_a_return_that_does_not_count():
 
 def test_likelihood_weights():
     # Groups (1, -1) and (2, 0) at psi 1/2. First: e^1/2 and e^-1/2 over their sum, less the reverse, that is
-    # tanh(1/2). Second: softmax(1, 0) is (e, 1) / (e + 1), softmax(-1, 0) the reverse: tanh(1/2) again, a shift
-    # of the whole group being of no account. Times 2.
+    # tanh(1/2). Second: softmax(1, 0) is (e, 1) / (e + 1), softmax(-1, 0) the reverse: tanh(1/2) again, a
+    # shift of the whole group being of no account. Times 2.
     advantages = torch.tensor([[1.0], [-1.0], [2.0], [0.0]], dtype=DOUBLE)
     weights = likelihood_weights(advantages, 2, 0.5)[:, 0]
     assert weights.tolist() == pytest.approx([2 * math.tanh(s / 2) for s in (1, -1, 1, -1)])
