@@ -4,7 +4,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends make $(command -v python3 >/dev/null || echo python3 python3-venv) \
+    && apt-get install -y --no-install-recommends make bubblewrap $(command -v python3 >/dev/null || echo python3 python3-venv) \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /egspo
 COPY . .

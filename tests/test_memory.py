@@ -94,6 +94,10 @@ def agrees(predicted: int, real: int) -> bool:
         (["model.init=tiny-1m", "model.bf16=true", "objective.beta=0.1", *MANY], "update"),
         (["objective.beta=0.1", "objective.kl=exact", "train.microbatch_size=8"], "update"),
         (["objective.beta=0.1", "sampler.remasking=plackett_luce", "sampler.cfg_scale=1", *LONG], "update"),
+        (["objective.name=diffu_grpo", "train.num_iterations=2", *MANY, *LONG], "update"),
+        (["objective={name: wd1, psi: 0.001}", "train.num_iterations=2", *MANY, *LONG], "update"),
+        (["objective.name=unigrpo", "train.num_iterations=2", *MANY, *LONG], "update"),
+        (["objective.name=coupled_grpo", "train.num_iterations=2", *MANY, *LONG], "update"),
         (["train.microbatch_size=2", *MANY, *LONG], "rollout"),
         (["train.microbatch_size=2", "sampler.cache=dual", *MANY, *LONG], "rollout"),
         (["train.microbatch_size=2", "sampler.cache=prefix", *MANY, *LONG], "rollout"),
@@ -208,6 +212,15 @@ def test_an_update_is_no_larger_than_its_canvases(tmp_path: Path):
     assert (several.update_rows, several.several) == (8, True)
     halves = runs.rl_config(tmp_path, "train.updates_per_rollout=2", "train.update_split=steps")
     assert load_of(halves, 5).update_rows == 16
+
+
+def test_canvases_of_objectives_that_mask_at_random(tmp_path: Path):
+    """At random rates a batch may score whole canvases, which the made-up group need not show; and the three
+    canvases of a sample share a microbatch."""
+    load = load_of(runs.rl_config(tmp_path, "objective.name=unigrpo", *LONG), 5)
+    assert (load.update_rows, load.places) == (16, 32)
+    coupled = runs.rl_config(tmp_path, "objective.name=coupled_grpo", "train.microbatch_size=8", *LONG)
+    assert (load_of(coupled, 5).update_rows, load_of(coupled, 5).places) == (6, 32)
 
 
 def test_predicting_allocates_nothing_and_leaves_the_generator_alone(tmp_path: Path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from egspo import registry
 from egspo.sandbox import SandboxConfig
-from egspo.tasks.code import find_program, split_tests
+from egspo.tasks.code import asked_for, find_program, split_tests
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared data sets here")
@@ -78,6 +78,32 @@ def test_a_check_with_anything_else_is_one_test():
 def test_functions_and_methods_are_tests():
     test = "def helper(): pass\ndef test_a(): pass\nclass TestB:\n    def test_c(self): pass"
     assert split_tests(test, None) == (test, ("test_a()", "TestB().test_c()"))
+
+
+@pytest.mark.parametrize(
+    ("test", "entry_point", "names"),
+    [
+        ("", "f", ("f",)),
+        ("", "Solution().solve", ("Solution",)),
+        ("from solution import f, G\nimport solution\nfrom math import pi", None, ("f", "G")),
+        ("assert f(1)", None, ()),
+    ],
+)
+def test_a_problem_says_what_it_asks_for(test: str, entry_point: str | None, names: tuple[str, ...]):
+    assert asked_for(test, entry_point) == names
+
+
+def test_a_helper_of_the_prompt_is_not_replaced_by_the_program(task):
+    """The test calls the prompt's own ``twice``; a program that redefines it cannot pass by that."""
+    row = {
+        "prompt": 'def twice(x):\n    return x * 2\n\n\ndef half(x):\n    """ Undo twice. """\n',
+        "test": "def check(candidate):\n    assert twice(candidate(4)) == 4",
+        "entry_point": "half",
+    }
+    humaneval = registry.load_task("humaneval")
+    assert humaneval.grade(BLOCK.format("def half(x):\n    return x / 2"), row).correct
+    cheat = "def twice(x):\n    return x\n\ndef half(x):\n    return x"
+    assert not humaneval.grade(BLOCK.format(cheat), row).correct
 
 
 def test_asserts_at_the_end_are_tests_and_what_lies_between_keeps_them_together():

@@ -106,8 +106,9 @@ class Task(base.DatasetTask):
         Raises:
             ValueError: if the fields hold no test that can be read.
         """
-        setup, tests = split_tests(_text(fields, "test"), fields.get("entry_point") or None)
-        return Program(source, tests, setup, fields.get("preamble") or "")
+        test, entry_point = _text(fields, "test"), fields.get("entry_point") or None
+        setup, tests = split_tests(test, entry_point)
+        return Program(source, tests, setup, fields.get("preamble") or "", asked_for(test, entry_point))
 
     def _parse(self, row: Row, split: str) -> Problem:
         leetcode = "query" in row
@@ -209,6 +210,14 @@ def split_tests(test: str, entry_point: str | None) -> tuple[str, tuple[str, ...
     alone = all(isinstance(node, ast.Assert) for node in rest)
     tests = [[node] for node in rest] if alone else [rest]
     return _written(setup), tuple(_written(nodes) for nodes in tests)
+
+
+def asked_for(test: str, entry_point: str | None) -> tuple[str, ...]:
+    """Names that a problem asks a program for, where it says them."""
+    if entry_point is not None:
+        return (re.split(r"\W", entry_point.strip(), maxsplit=1)[0],)
+    imports = [node for node in ast.walk(ast.parse(test)) if isinstance(node, ast.ImportFrom)]
+    return tuple(alias.name for node in imports if node.module == "solution" for alias in node.names)
 
 
 def _written(nodes: list[ast.stmt]) -> str:

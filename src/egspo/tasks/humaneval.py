@@ -52,7 +52,7 @@ class Task(code.Task):
         if name not in _defined(source):
             source = f"{prompt.rstrip()}\n{_indented(source)}"
         setup, tests = split_tests(fields["test"], name)
-        return Program(source, tests, setup, _before(prompt, name))
+        return Program(source, tests, setup, _before(prompt, name), (name,))
 
     def _parse(self, row: Row, split: str) -> Problem:
         for field in self.grade_fields:
