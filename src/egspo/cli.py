@@ -20,6 +20,7 @@ from egspo.console import (
     walk_through,
 )
 from egspo.doctor import doctor
+from egspo.sandbox import ContainmentError
 
 INTERRUPTED = 130
 """Exit code that typer gives a command stopped by Ctrl-C."""
@@ -292,7 +293,7 @@ def main() -> None:
             raise
         sys.stderr.write("".join(f"egspo: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, ContainmentError) as error:
         sys.stderr.write(f"egspo: {error}\n")
         sys.exit(1)
     except SystemExit as ended:
