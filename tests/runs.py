@@ -91,10 +91,7 @@ def weights(policy: Policy) -> dict[str, torch.Tensor]:
 def _settings(base: dict[str, Any], folder: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
     values = merge(base, {"output_dir": str(folder)})
     for override in overrides:
-        change = parse_override(override)
-        if change.get("objective", {}).get("name", "egspo") != "egspo":
-            values = values | {"objective": {}}  # other objectives have other settings
-        values = merge(values, change)
+        values = merge(values, parse_override(override))
     return values
 
 

@@ -15,6 +15,9 @@ from egspo.types import Prompt, Rewards, Steps, Trajectory
 
 TIMES = ("time/rollout", "time/reward", "time/update")
 ALWAYS = (
+    "loss/policy",
+    "loss/clip_fraction",
+    "loss/kl",
     "optim/grad_norm",
     "optim/learning_rate",
     "update/canvases",

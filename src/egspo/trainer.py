@@ -179,11 +179,9 @@ class Trainer:
         if rounds == 0:
             return
         for k in range(rounds):
-            # A rank that has run out still takes part in the collectives, with a loss of zero.
-            chunk, scale = (chunks[k], 1.0) if k < len(chunks) else (one_view(views), 0.0)
             with self._synchronised_if(k == rounds - 1):
-                loss = self._loss(chunk, meter if scale else Meter())
-                self.accelerator.backward(loss * scale * self.accelerator.num_processes)
+                loss = self._loss(chunks[k], meter) if k < len(chunks) else self._idle_loss(views)
+                self.accelerator.backward(loss * self.accelerator.num_processes)
         norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
         meter.add("optim/grad_norm", norm, 1)
 
@@ -201,6 +199,10 @@ class Trainer:
         """The distribution whose log-probabilities the objective asks for."""
         sampler = self.config.sampler
         return sampler if self.objective.tempered else sampler.model_copy(update={"temperature": 1.0})
+
+    def _idle_loss(self, views: Views) -> torch.Tensor:
+        """Zero, by way of the model: a rank that has run out still takes part in the collectives."""
+        return score(self.policy, one_view(views), self._scoring).token_logp.sum() * 0
 
     def _loss(self, chunk: Views, meter: Meter) -> torch.Tensor:
         sampler, reference = self._scoring, None

@@ -14,7 +14,7 @@ maximises ``psi A`` less the reverse KL to the old policy; no ratio of likelihoo
 
 import math
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -45,6 +45,10 @@ class Objective(espo.Objective):
     paper = "arXiv 2605.29398"
     Config = Config
     config: Config
+
+    def active(self, views: Views) -> Bool[Tensor, "batch views"]:
+        """All: an advantage of 0 asks for a log-ratio of 0, which holds a completion in place."""
+        return views.weight != 0
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         config, length = self.config, views.completion_length[:, None]

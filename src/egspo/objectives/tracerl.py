@@ -16,7 +16,7 @@ paper adds for some of its runs is not part of this.
 from dataclasses import replace
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -57,6 +57,9 @@ class Objective(SliceObjective):
     def denominator(self, views: Views) -> float:
         """The number of slices."""
         return max(float((views.weight != 0).sum()), SMALLEST_COUNT)
+
+    def active(self, views: Views) -> Bool[Tensor, "batch views"]:
+        return (views.weight != 0) & ((views.advantages != 0) | (self.config.beta + self.config.beta_old > 0))
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         config = self.config
