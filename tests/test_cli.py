@@ -361,7 +361,7 @@ def test_eval_refuses_what_it_cannot_do(run: Path, tmp_path: Path):
     )
     (run / "model" / "egspo.json").rename(tmp_path / "egspo.json")
     try:
-        assert refused("eval", str(run)).startswith("--task: missing; known: countdown, ")
+        assert refused("eval", str(run)).startswith("--task: missing; known: code, countdown, ")
     finally:
         (tmp_path / "egspo.json").rename(run / "model" / "egspo.json")
 

@@ -166,7 +166,7 @@ def test_it_is_registered_and_announced():
 
 def test_answers_are_cut_where_the_task_says(policy):
     model = DiffusionLM(MODEL, max_completion_length=8)
-    (whole,) = model.generate_until([request("generate_until", "12+3", {})])
+    (whole,) = model.generate_until([request("generate_until", "12,3,5=20", {})])
     assert len(whole) > 2
     for wanted, expected in (
         ({"until": [whole[2]]}, whole[: whole.index(whole[2])]),
@@ -174,7 +174,7 @@ def test_answers_are_cut_where_the_task_says(policy):
         ({"until": ["never", ""]}, whole),
         ({"max_gen_toks": 2}, policy.tokenizer.decode(policy.tokenizer(whole)["input_ids"][:2])),
     ):
-        assert model.generate_until([request("generate_until", "12+3", wanted)]) == [expected], wanted
+        assert model.generate_until([request("generate_until", "12,3,5=20", wanted)]) == [expected], wanted
 
 
 def test_the_canvas_is_the_users_then_the_models_then_the_tasks(tmp_path: Path, policy):

@@ -547,7 +547,7 @@ def test_checkpoints_are_pruned_to_the_newest(tmp_path: Path):
 
 
 def test_prompts_that_are_too_long_are_left_out_and_told(tmp_path: Path, capsys):
-    countdown = "task={name: countdown, num_train: 50, num_validation: 5, num_test: 5}"
+    countdown = "task={name: countdown, prompt: compact, num_train: 50, num_validation: 5, num_test: 5}"
     settings = [countdown, "train.max_steps=1", "train.prompts_per_step=2"]
     trainer = runs.trainer(tmp_path, *settings, "train.max_prompt_length=11")
     # A character is a token, and the chat template adds two.

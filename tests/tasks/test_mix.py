@@ -330,7 +330,7 @@ def test_a_model_of_a_mix_is_evaluated_on_it_or_on_a_task_of_it_as_it_was_traine
         summary = json.loads(out.read_text())
         assert (summary["task"], summary["n"]) == (task, n)
     # The compact prompt of training, not the default.
-    assert all(len(item["prompt"]) == 2 for item in runs.rows(run, "one.jsonl"))
+    assert all(len(item["prompt"]) == 2 for item in runs.rows(run, f"{task}.jsonl"))
     assert runs.egspo("report", str(run / "rl")).code == 0
 
 

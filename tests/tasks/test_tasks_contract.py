@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egspo import registry
+from egspo.sandbox import SandboxConfig
 from egspo.tasks.base import SPLITS, Task
 from egspo.types import Grade
 
@@ -85,7 +86,9 @@ def make(name: str, style: str) -> Task:
     sizes = {size: num for size, num in sizes.items() if size in task_class.Config.model_fields}
     paths = {key: DATA / file for key, file in FILES.get(name, {}).items()}
     files = paths if all(path.is_file() for path in paths.values()) else {}
-    return task_class(task_class.Config(name=name, prompt=style, **(sizes | NEEDED.get(name, {}) | files)))
+    task = task_class(task_class.Config(name=name, prompt=style, **(sizes | NEEDED.get(name, {}) | files)))
+    task.prepare(SandboxConfig(timeout=3))
+    return task
 
 
 @cache

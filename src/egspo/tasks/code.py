@@ -18,6 +18,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from egspo import answers
@@ -90,14 +91,12 @@ class Task(base.DatasetTask):
             self.prepare(SandboxConfig())
         bare = self.config.prompt == "compact"
         found = [find_program(completion, bare) for completion in completions]
-        programs = [
-            None if source is None else self._program(source, row)
-            for (source, _), row in zip(found, fields, strict=True)
-        ]
-        outcomes = iter(self._box.run([program for program in programs if program is not None]))
+        programs = [self._program(source or "", row) for (source, _), row in zip(found, fields, strict=True)]
+        given = [p for p, (source, _) in zip(programs, found, strict=True) if source is not None]
+        outcomes = iter(self._box.run(given))
         return [
-            _no_program(reason) if program is None else _grade(source, next(outcomes))
-            for program, (source, reason) in zip(programs, found, strict=True)
+            _no_program(reason) if source is None else _grade(source, next(outcomes))
+            for source, reason in found
         ]
 
     def _program(self, source: str, fields: Mapping[str, Any]) -> Program:
@@ -178,6 +177,7 @@ def _last_block(text: str) -> str | None:
     return last
 
 
+@lru_cache(maxsize=65_536)
 def split_tests(test: str, entry_point: str | None) -> tuple[str, tuple[str, ...]]:
     """Trusted test code as what runs first, and tests that pass or fail on their own.
 

@@ -48,6 +48,7 @@ class Task(code.Task):
     }
 
     def _program(self, source: str, fields: Mapping[str, Any]) -> Program:
+        _require(fields, self.grade_fields)
         prompt, name = fields["prompt"], fields["entry_point"]
         if name not in _defined(source):
             source = f"{prompt.rstrip()}\n{_indented(source)}"
@@ -55,9 +56,7 @@ class Task(code.Task):
         return Program(source, tests, setup, _before(prompt, name), (name,))
 
     def _parse(self, row: Row, split: str) -> Problem:
-        for field in self.grade_fields:
-            if not isinstance(row.get(field), str) or not row[field]:
-                raise ValueError(f"{field}: missing; give HumanEval's columns {', '.join(self.grade_fields)}")
+        _require(row, self.grade_fields)
         split_tests(row["test"], row["entry_point"])
         body = row.get("canonical_solution")
         return {field: row[field] for field in self.grade_fields}, body and row["prompt"] + body
@@ -72,6 +71,12 @@ class Task(code.Task):
         if self.config.prompt == "paper":
             return PUBLISHED.replace("{question}", docstring(prompt, fields["entry_point"]))
         return code.INSTRUCTION.replace("{question}", QUESTION.format(prompt=prompt))
+
+
+def _require(row: Mapping[str, Any], columns: tuple[str, ...]) -> None:
+    for column in columns:
+        if not isinstance(row.get(column), str) or not row[column]:
+            raise ValueError(f"{column}: missing; give HumanEval's columns {', '.join(columns)}")
 
 
 def docstring(prompt: str, entry_point: str) -> str:

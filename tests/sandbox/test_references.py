@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from egspo.sandbox import Sandbox, SandboxConfig, tiers
-from sandbox import datasets
+from sandbox import references
 
 WORKS = [name for name, works, _ in tiers() if works and name != "unsafe"]
 pytestmark = pytest.mark.skipif(not WORKS, reason="no tier of the sandbox works here")
@@ -31,11 +31,11 @@ def some(programs: dict, count: int) -> dict:
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "leetcode", "kodcode"])
 def test_some_reference_solutions_pass(box, name):
-    assert failures(box, some(getattr(datasets, name)(), 16)) == {}
+    assert failures(box, some(getattr(references, name)(), 16)) == {}
 
 
 def test_trees_and_lists_pass(box):
-    programs = datasets.leetcode()
+    programs = references.leetcode()
     helped = {k: x for k, x in programs.items() if "ListNode" in x.source or "TreeNode" in x.source}
     assert len(helped) > 100
     assert failures(box, some(helped, 16)) == {}
@@ -46,13 +46,13 @@ def test_trees_and_lists_pass(box):
     ("name", "count"), [("humaneval", 164), ("mbpp", 427), ("leetcode", 1890), ("kodcode", 226)]
 )
 def test_all_reference_solutions_pass(box, name, count):
-    programs = getattr(datasets, name)()
+    programs = getattr(references, name)()
     assert len(programs) == count
     assert failures(box, programs) == {}
 
 
 def test_a_solution_of_another_problem_fails(box):
-    programs = list(some(datasets.mbpp(), 12).values())
+    programs = list(some(references.mbpp(), 12).values())
     swapped = [
         dataclasses.replace(mine, source=other.source)
         for mine, other in zip(programs, [*programs[1:], programs[0]], strict=True)
