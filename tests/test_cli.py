@@ -240,11 +240,8 @@ def test_eval_at_a_length_keeps_settings_that_are_given(run: Path, tmp_path: Pat
     given = ["sampler.diffusion_steps=1", "sampler.block_length=4"]
     assert runs.egspo("eval", str(run), "--length", "4", *given, "--out", str(tmp_path / "x.json")).code == 0
     summary = json.loads((tmp_path / "x.json").read_text())
-    assert (summary["max_completion_length"], summary["diffusion_steps"], summary["block_length"]) == (
-        4,
-        1,
-        4,
-    )
+    shape = summary["max_completion_length"], summary["diffusion_steps"], summary["block_length"]
+    assert shape == (4, 1, 4)
     assert refused("eval", str(run), "--length", "4", "sampler.max_completion_length=8") == (
         "--length: [4] with sampler.max_completion_length=8; give one of the two"
     )
