@@ -192,7 +192,7 @@ class Trainer:
         if rows.any():
             size = self.config.train.microbatch_size
             zeros[rows] = score_in_microbatches(self.policy, views[rows], self._scoring, size).token_logp
-        return replace(views, old_token_logp=zeros, old_position_logp=zeros[:, :, 0] * 0)
+        return replace(views, old_token_logp=zeros, old_position_logp=torch.zeros_like(views.weight))
 
     @property
     def _scoring(self) -> SamplerConfig:

@@ -20,14 +20,13 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import OutcomeObjective, SequenceConfig
+from egspo.objectives.base import ClipConfig, ClipObjective, OutcomeObjective, SequenceConfig
 from egspo.ops.selection import draw_steps, entropy_distribution, nonzero_steps
-from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
-from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+from egspo.types import Steps, Trajectory, Views
 from egspo.views import step_views
 
 
-class Config(SequenceConfig):
+class Config(ClipConfig, SequenceConfig):
     """Settings of AGRPO; its optimizer's and sampler's are in ``objectives/agrpo``."""
 
     num_sampled_steps: int = Field(24, ge=1, description="K, draws of a step per sample, with replacement")
@@ -37,16 +36,12 @@ class Config(SequenceConfig):
     step_average: Literal["mean", "sum"] = Field(
         "mean", description="over a sample's steps; sum is the policy gradient, mean favours short ones"
     )
-    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
-    epsilon_high: float = Field(0.2, ge=0, description="clip above")
-    kl: TokenKL = "k3"
 
 
-class Objective(OutcomeObjective):
+class Objective(ClipObjective, OutcomeObjective):
     name = "agrpo"
     description = "exact denoising steps, sampled by entropy with importance weights (AGRPO)"
     paper = "arXiv 2510.04019"
-    metric_keys = TOKEN_METRICS
     Config = Config
     config: Config
 
@@ -70,18 +65,6 @@ class Objective(OutcomeObjective):
         views = step_views(trajectory, steps, advantages)
         weight = self._weights(trajectory).gather(1, steps.index).to(views.weight.dtype)
         return replace(views, weight=views.weight * weight)
-
-    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        config = self.config
-        return clipped_token_loss(
-            scores,
-            reference,
-            views,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            kl=config.kl,
-        )
 
     def _weights(self, trajectory: Trajectory) -> Float64[Tensor, "batch steps"]:
         """What each step's loss counts, 0 for those that were not drawn."""

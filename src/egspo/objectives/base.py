@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from egspo.ops.advantages import Baseline, group_spread, subtract_baseline
-from egspo.ops.surrogates import clipped_surrogate, is_clipped, kl_estimate
+from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import span_views
 
@@ -208,22 +208,46 @@ class SliceObjective(OutcomeObjective):
         return replace(views, scored=views.scored & trajectory.completion_mask[:, None])
 
 
+class ClipConfig(ObjectiveConfig):
+    """Settings of objectives that clip the ratio of each token on its own."""
+
+    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
+    epsilon_high: float = Field(0.2, ge=0, description="clip above")
+    kl: TokenKL = Field("k3", description="estimator of the KL to the reference")
+
+
+class ClipObjective(Objective):
+    """One clipped ratio for each token that a view scores (`egspo.ops.token_loss`)."""
+
+    metric_keys = TOKEN_METRICS
+    config: ClipConfig
+
+    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
+        config = self.config
+        return clipped_token_loss(
+            scores,
+            reference,
+            views,
+            epsilon=config.epsilon,
+            epsilon_high=config.epsilon_high,
+            beta=config.beta,
+            kl=config.kl,
+        )
+
+
 SMALLEST_COUNT = 1e-9
 """Stands for a count of 0 in a denominator: an update may hold nothing of what an objective counts."""
 
 
-class ClippedConfig(SequenceConfig):
-    """Settings of objectives that clip one ratio a token."""
+class EstimateConfig(ClipConfig, SequenceConfig):
+    """Settings of objectives that clip one ratio for each token of a completion."""
 
-    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
-    epsilon_high: float = Field(0.2, ge=0, description="clip above")
-    kl: Literal["k1", "k2", "k3"] = "k3"
     aggregation: Literal["tokens", "completions"] = Field(
         "tokens", description="mean over all tokens of the update, or over completions of each one's mean"
     )
 
 
-class ClippedObjective(SequenceObjective):
+class EstimateObjective(ClipObjective, SequenceObjective):
     """GRPO (arXiv 2402.03300) on estimates of a completion's log-probabilities, token by token.
 
     For the scored tokens k of N completions o_i, with ``rho = exp(logp - old)`` of the estimates,
@@ -235,8 +259,7 @@ class ClippedObjective(SequenceObjective):
     says in `estimate` what its views make of a token.
     """
 
-    metric_keys = ("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl")
-    config: ClippedConfig
+    config: EstimateConfig
 
     def estimate(
         self, token_logp: Float[Tensor, "batch views length"], views: Views
@@ -258,23 +281,20 @@ class ClippedObjective(SequenceObjective):
         return super().denominator(views)
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        logp = self.estimate(scores.token_logp, views)
-        old, config = views.old_token_logp, self.config
-        log_ratio = logp - (logp.detach() if old is None else self.estimate(old, views))
-        weight = views.weight[:, :1] * views.scored.any(1)
-        advantage, used = views.advantages[:, :1].expand_as(weight), weight != 0
-        policy = (weight * clipped_surrogate(log_ratio, advantage, config.epsilon, config.epsilon_high)).sum()
-        loss, kl_sum, count = policy, 0.0, float(used.sum())
-        if config.beta:
-            kl = kl_estimate(config.kl, logp, self.estimate(reference.token_logp, views))
-            loss = policy + config.beta * (weight * kl).sum()
-            kl_sum = float((kl.detach() * used).sum())
-        log_ratio = log_ratio.detach()
-        clipped = is_clipped(log_ratio, advantage, config.epsilon, config.epsilon_high) & used
-        metrics = {
-            "loss/policy": (float(policy.detach()), 0.0),
-            "loss/clip_fraction": (float(clipped.sum()), count),
-            "loss/ratio": (float((log_ratio.exp() * used).sum()), count),
-            "loss/kl": (kl_sum, count),
-        }
-        return LossOutput(loss, metrics)
+        """That of one view a sample, which scores what the estimates are of."""
+        old = views.old_token_logp
+        whole = replace(
+            views,
+            inputs=views.inputs[:, :1],
+            scored=views.scored.any(1, keepdim=True),
+            weight=views.weight[:, :1],
+            advantages=views.advantages[:, :1],
+            step=views.step[:, :1],
+            old_token_logp=None if old is None else self.estimate(old, views)[:, None],
+            old_position_logp=None,
+        )
+        reference = None if reference is None else self._estimated(reference, views)
+        return super().loss(self._estimated(scores, views), reference, whole)
+
+    def _estimated(self, scores: Scores, views: Views) -> Scores:
+        return Scores(self.estimate(scores.token_logp, views)[:, None], scores.position_logp[:, :1])

@@ -27,7 +27,7 @@ from egspo.types import Steps, Trajectory, Views
 from egspo.views import masked_views
 
 
-class Config(base.ClippedConfig):
+class Config(base.EstimateConfig):
     """Settings of coupled-GRPO; those of its optimizer are in the recipe ``objectives/coupled_grpo``."""
 
     beta: float = Field(
@@ -44,7 +44,7 @@ class Config(base.ClippedConfig):
     )
 
 
-class Objective(base.ClippedObjective):
+class Objective(base.EstimateObjective):
     name = "coupled_grpo"
     description = "token-level GRPO on likelihoods from complementary pairs of masks (DiffuCoder)"
     paper = "arXiv 2506.20639"

@@ -19,13 +19,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import SMALLEST_COUNT, SequenceConfig, SliceObjective
-from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
-from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+from egspo.objectives.base import SMALLEST_COUNT, ClipConfig, ClipObjective, SequenceConfig, SliceObjective
+from egspo.types import Steps, Trajectory, Views
 from egspo.views import masked_prompt
 
 
-class Config(SequenceConfig):
+class Config(ClipConfig, SequenceConfig):
     """Settings of d2-StepMerge; its optimizer's and sampler's are in ``objectives/d2_stepmerge``."""
 
     num_segments: int = Field(16, ge=1, description="N, forward passes a sample")
@@ -37,14 +36,12 @@ class Config(SequenceConfig):
     beta: float = Field(
         0.04, ge=0, description="KL coefficient; 0 costs nothing, not even a reference policy"
     )
-    kl: TokenKL = "k3"
 
 
-class Objective(SliceObjective):
+class Objective(ClipObjective, SliceObjective):
     name = "d2_stepmerge"
     description = "the recorded trajectory cut into N segments (d2-StepMerge)"
     paper = "arXiv 2509.21474"
-    metric_keys = TOKEN_METRICS
     Config = Config
     config: Config
 
@@ -75,15 +72,3 @@ class Objective(SliceObjective):
     def denominator(self, views: Views) -> float:
         """The number of tokens."""
         return max(float(views.scored.sum()), SMALLEST_COUNT)
-
-    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        config = self.config
-        return clipped_token_loss(
-            scores,
-            reference,
-            views,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            kl=config.kl,
-        )

@@ -22,7 +22,7 @@ from egspo.types import Steps, Trajectory, Views
 from egspo.views import masked_prompt, masked_views
 
 
-class Config(base.ClippedConfig):
+class Config(base.EstimateConfig):
     """Settings of diffu-GRPO; those of its optimizer are in the recipe ``objectives/diffu_grpo``."""
 
     beta: float = Field(
@@ -33,7 +33,7 @@ class Config(base.ClippedConfig):
     p_mask_prompt: float = Field(0.15, ge=0, le=1, description="probability that a prompt token is masked")
 
 
-class Objective(base.ClippedObjective):
+class Objective(base.EstimateObjective):
     name = "diffu_grpo"
     description = "token-level GRPO on a one-step mean-field likelihood with masked prompts (d1)"
     paper = "arXiv 2504.12216"

@@ -17,31 +17,25 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import SMALLEST_COUNT, OutcomeObjective, SequenceConfig
+from egspo.objectives.base import SMALLEST_COUNT, ClipConfig, ClipObjective, OutcomeObjective, SequenceConfig
 from egspo.ops.selection import select_steps
-from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
-from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
+from egspo.types import Steps, Trajectory, Views
 from egspo.views import step_views
 
 
-class Config(SequenceConfig):
+class Config(ClipConfig, SequenceConfig):
     """Settings of JustGRPO; its optimizer's and sampler's are in ``objectives/just_grpo``."""
 
     scale: Literal["none", "std"] = "std"
-    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
-    epsilon_high: float = Field(0.2, ge=0, description="clip above")
-    kl: TokenKL = "k3"
 
 
-class Objective(OutcomeObjective):
+class Objective(ClipObjective, OutcomeObjective):
     name = "just_grpo"
     description = "token-level GRPO on completions denoised from left to right (JustGRPO)"
     paper = "arXiv 2601.15165"
     requires: ClassVar[Mapping[str, Any]] = {"remasking": "left_to_right"}
-    metric_keys = TOKEN_METRICS
     Config = Config
     config: Config
 
@@ -75,15 +69,3 @@ class Objective(OutcomeObjective):
     def denominator(self, views: Views) -> float:
         """The number of completions with something to train on."""
         return max(float(self.active(views).any(1).sum()), SMALLEST_COUNT)
-
-    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        config = self.config
-        return clipped_token_loss(
-            scores,
-            reference,
-            views,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            kl=config.kl,
-        )

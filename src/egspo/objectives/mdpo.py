@@ -25,31 +25,27 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives import base
-from egspo.objectives.base import ObjectiveConfig
+from egspo.objectives.base import ClipConfig, ClipObjective
 from egspo.ops.advantages import group_spread, progress_returns, subtract_baseline
 from egspo.ops.selection import nonzero_steps, select_steps
-from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
-from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.ops.token_loss import TokenKL
+from egspo.types import Rewards, Steps, Trajectory, Views
 from egspo.views import step_views
 
 
-class Config(ObjectiveConfig):
+class Config(ClipConfig):
     """Settings of MDPO; its optimizer's and sampler's are in ``objectives/mdpo``."""
 
     num_selected_steps: int = Field(8, ge=1, description="K, steps trained on per group")
     masked_weight: bool = Field(True, description="weigh a step by L / m_t, as the diffusion loss does")
-    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
-    epsilon_high: float = Field(0.2, ge=0, description="clip above")
     kl: TokenKL = "k2"
 
 
-class Objective(base.Objective):
+class Objective(ClipObjective):
     name = "mdpo"
     description = "a reward for every step by its one-step completion (MDPO)"
     paper = "arXiv 2508.13148"
     wants_step_values = True
-    metric_keys = TOKEN_METRICS
     Config = Config
     config: Config
 
@@ -104,15 +100,3 @@ class Objective(base.Objective):
             masked = (trajectory.reveal_step[:, None] >= steps.index[:, :, None]).sum(-1)
             weight = weight * trajectory.final.shape[1] / masked
         return replace(views, weight=weight)
-
-    def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        config = self.config
-        return clipped_token_loss(
-            scores,
-            reference,
-            views,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            kl=config.kl,
-        )

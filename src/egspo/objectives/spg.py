@@ -23,7 +23,7 @@ from egspo.objectives import base
 from egspo.ops.bounds import draw_count, draw_subset, upper_bound
 from egspo.ops.noise import VIEWS, uniform
 from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
-from egspo.views import masked_views
+from egspo.views import masked_prompt, masked_views
 
 
 class Config(base.SequenceConfig):
@@ -95,7 +95,7 @@ class Objective(base.SequenceObjective):
     ) -> Iterator[tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch prompt"]]]:
         """Masked tokens of the completion and of the prompt, for each draw."""
         tokens, seeds = trajectory.completion_mask, trajectory.seeds
-        length, num_prompt = tokens.shape[1], trajectory.prompt_ids.shape[1]
+        length = tokens.shape[1]
         block_length = trajectory.block_length if self.config.masking == "block" else length
         block = torch.arange(length, device=tokens.device) // block_length
         first = iteration * (1 + 2 * self.config.num_draws)
@@ -105,9 +105,7 @@ class Objective(base.SequenceObjective):
             count = draw_count(points[:, 0], 1, inside.sum(1))
             masked = draw_subset(inside, count, points[:, 1 : length + 1]) | (block > chosen[:, None])
             masked |= (block < chosen[:, None]) & (points[:, length + 1 :] < self.config.p_mask_context)
-            # Places of a prompt count from its end, so that they do not depend on the batch's padding.
-            context = uniform(seeds, VIEWS, first + 2 + 2 * draw, num_prompt).flip(1)
-            yield masked & tokens, context < self.config.p_mask_context
+            yield masked & tokens, masked_prompt(trajectory, first + 2 + 2 * draw, self.config.p_mask_context)
 
     def _blocks(
         self, trajectory: Trajectory, block: Int[Tensor, "length"], step: int

@@ -20,24 +20,21 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import SMALLEST_COUNT, SequenceConfig, SliceObjective
+from egspo.objectives.base import SMALLEST_COUNT, ClipConfig, ClipObjective, SequenceConfig, SliceObjective
 from egspo.ops.surrogates import kl_estimate
-from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
+from egspo.ops.token_loss import TOKEN_METRICS
 from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
 
 
-class Config(SequenceConfig):
+class Config(ClipConfig, SequenceConfig):
     """Settings of TraceRL; its optimizer's and sampler's are in ``objectives/tracerl``."""
 
     scale: Literal["none", "std"] = "std"
     steps_per_slice: int = Field(8, ge=1, description="s, denoising steps merged into one forward pass")
-    epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
-    epsilon_high: float = Field(0.2, ge=0, description="clip above")
     beta_old: float = Field(0.01, ge=0, description="coefficient of the KL (k3) to the policy of the rollout")
-    kl: TokenKL = Field("k3", description="estimator of the KL to the reference")
 
 
-class Objective(SliceObjective):
+class Objective(ClipObjective, SliceObjective):
     name = "tracerl"
     description = "the recorded trace in slices of several steps (TraceRL)"
     paper = "arXiv 2509.06949"
@@ -62,19 +59,10 @@ class Objective(SliceObjective):
         return (views.weight != 0) & ((views.advantages != 0) | (self.config.beta + self.config.beta_old > 0))
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
-        config = self.config
-        output = clipped_token_loss(
-            scores,
-            reference,
-            views,
-            epsilon=config.epsilon,
-            epsilon_high=config.epsilon_high,
-            beta=config.beta,
-            kl=config.kl,
-        )
+        output = super().loss(scores, reference, views)
         old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
         each = (kl_estimate("k3", scores.token_logp, old) * views.scored).sum(-1)
-        loss = output.loss + config.beta_old * (views.weight * each).sum()
+        loss = output.loss + self.config.beta_old * (views.weight * each).sum()
         seen = views.weight != 0
         moved = (float((each.detach() * seen).sum()), float(seen.sum()))
         return LossOutput(loss, {**output.metrics, "loss/kl_old": moved})

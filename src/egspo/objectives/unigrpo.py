@@ -28,7 +28,7 @@ from egspo.types import Steps, Trajectory, Views
 from egspo.views import masked_views
 
 
-class Config(base.ClippedConfig):
+class Config(base.EstimateConfig):
     """Settings of UniGRPO; its clip and KL coefficient are not published, and GRPO's stand here."""
 
     beta: float = Field(
@@ -45,7 +45,7 @@ class Config(base.ClippedConfig):
     )
 
 
-class Objective(base.ClippedObjective):
+class Objective(base.EstimateObjective):
     name = "unigrpo"
     description = "token-level GRPO on completions masked at rates that vary from pass to pass (MMaDA)"
     paper = "arXiv 2505.15809"
