@@ -405,6 +405,23 @@ def test_callbacks_see_every_iteration(tmp_path: Path):
     assert [row for _, row in seen] == runs.rows(tmp_path)
 
 
+def test_a_callback_may_stop_a_run_that_goes_on_later(tmp_path: Path):
+    def stop(trainer, row):
+        trainer.should_stop = row["step"] == 2
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ["train.max_steps=4"]
+    expected = runs.trainer(whole, *settings)
+    expected.train()
+    runs.trainer(parts, *settings, callbacks=[stop]).train()
+    assert [row["step"] for row in runs.rows(parts)] == [1, 2]
+    second = runs.trainer(parts, *settings)
+    second.train()
+    assert [row["step"] for row in runs.rows(parts)] == [1, 2, 3, 4]
+    for name, value in runs.weights(expected.policy).items():
+        assert torch.equal(value, runs.weights(second.policy)[name])
+
+
 def wrong_answers(completions, answer, **columns) -> list[float]:
     return [float(text != right) for text, right in zip(completions, answer, strict=True)]
 

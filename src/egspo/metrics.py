@@ -27,6 +27,8 @@ ALWAYS = (
     "rollout/effective_sample_size",
     *TIMES,
 )
+LOW_SAMPLE_SIZE = 0.9
+"""Effective share of the samples below which a cached sampler is too far from the policy."""
 
 
 class Meter:
@@ -87,6 +89,17 @@ def importance_metrics(meter: Meter, log_weight: torch.Tensor) -> None:
     _mean(meter, "rollout/importance_mean", weight)
     _mean(meter, "rollout/importance_square", weight.square())
     meter.peak("rollout/importance_max", float(weight.max()))
+
+
+def cache_warning(row: Mapping[str, Any]) -> str | None:
+    """What to tell of an iteration whose cached rollouts are too far from the policy."""
+    share = row["rollout/effective_sample_size"]
+    if share is None or share >= LOW_SAMPLE_SIZE:
+        return None
+    return (
+        f"step {row['step']}: cached rollouts are worth {share:.0%} of their samples; lower "
+        "sampler.cache_refresh_steps"
+    )
 
 
 def batch_metrics(

@@ -24,7 +24,7 @@ from egspo.data import encode_problems
 from egspo.evaluation import validate
 from egspo.external import RewardFunc
 from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
-from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts
+from egspo.metrics import Meter, batch_metrics, cache_warning, importance_metrics, transcripts
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
@@ -39,10 +39,6 @@ from egspo.types import Prompt, Rewards, Steps, Trajectory, Views, map_tensors
 
 Callback = Callable[["Trainer", dict[str, Any]], None]
 """Called after each iteration with the trainer and the iteration's metrics."""
-
-
-LOW_SAMPLE_SIZE = 0.9
-"""Effective share of the samples below which a cached sampler is too far from the policy."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Trainer:
         config: checked settings (``egspo.config.load_config`` or ``parse_config``).
         reward_funcs: rewards instead of the task's grader: ``f(prompts, completions, **columns)``.
         reward_weights: weights of ``reward_funcs``, 1 each by default.
-        callbacks: called after each iteration.
+        callbacks: called after each iteration; one that sets ``trainer.should_stop`` ends the run there.
 
     Raises:
         ValueError: if no prompt is short enough, or the prompts do not share out evenly over the ranks.
@@ -107,6 +103,7 @@ class Trainer:
         self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0}
         self.num_updates = 0
         self.num_tokens = 0
+        self.should_stop = False
 
     # ---- the algorithm -------------------------------------------------------------------------------
 
@@ -129,6 +126,8 @@ class Trainer:
                 self.update(batch, meter)
                 self._log(step, batch, meter, time.monotonic() - clock, screen)
                 self._keep(step, screen)
+                if self.should_stop:
+                    break
         return self._finish()
 
     def collect(self, step: int, meter: Meter) -> Batch:
@@ -293,23 +292,17 @@ class Trainer:
         self.folder.append("transcripts.jsonl", transcripts(step, *samples, train.num_transcripts))
         self.mirror.log(row)
         screen.advance(step, f"reward {row['reward/mean']:.3f}")
-        self._warn(row, screen)
+        if warning := cache_warning(row):
+            screen.say(warning)
         for callback in self.callbacks:
             callback(self, row)
-
-    def _warn(self, row: dict[str, Any], screen: Screen) -> None:
-        share = row["rollout/effective_sample_size"]
-        if share is not None and share < LOW_SAMPLE_SIZE:
-            screen.say(
-                f"step {row['step']}: cached rollouts are worth {share:.0%} of their samples; lower "
-                "sampler.cache_refresh_steps"
-            )
 
     def _keep(self, step: int, screen: Screen) -> None:
         train = self.config.train
         if train.eval_steps and step % train.eval_steps == 0:
             self._validate(step, screen)
-        if step == train.max_steps or (train.save_steps and step % train.save_steps == 0):
+        last = step == train.max_steps or self.should_stop
+        if last or (train.save_steps and step % train.save_steps == 0):
             state = {"best": self.best, "num_updates": self.num_updates, "num_tokens": self.num_tokens}
             if self.accelerator.is_main_process:
                 self.checkpoints.save(step, self.policy.model, self.optimizer, state)
