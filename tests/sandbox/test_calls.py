@@ -223,9 +223,28 @@ PASSES = {
             "from solution import *; assert f(1) == 1",
             "from solution import sum as product; assert product(3, 4) == 12 and sum([f(3), 4]) == 7",
             "import solution; assert not hasattr(solution, 'absent')",
+            "from solution import *; import math; assert math.sqrt(f(4)) == 2",
         ),
         "",
         "",
+    ),
+    "what a program may catch and raise": (
+        "class Quiet:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, kind, error, trace): return isinstance(error, KeyError)\n"
+        "def again(call):\n    try: return call(1)\n    except KeyError: return call(2)\n"
+        "def refuse(): assert False, 'refused'\n"
+        "def following(x):\n    if x > 2: raise StopIteration\n    return x + 1\n"
+        "class Point:\n    def __init__(self, x=0): self.x = x\n"
+        "    def moved(self, d): return Point(self.x + d)\n"
+        "    def __rmul__(self, k): return Point(k * self.x)\n",
+        (
+            "with Quiet(): raise KeyError(1)\nassert again(lambda x: {2: 3}[x]) == 3",
+            "with Quiet():\n    try: refuse()\n    except AssertionError as e: assert str(e) == 'refused'",
+            "def call(x):\n    if x == 1: refuse()\ntry: again(call)\nexcept AssertionError: pass",
+            "try: following(following(2))\nexcept StopIteration: pass\nelse: assert False",
+            "p = Point(); assert (3 * p.moved(2)).x == 6",
+        ),
+        *("", ""),
     ),
     "a builtin's name, where nothing else is asked for": (
         "def sum(a, b): return a * b",
