@@ -134,9 +134,6 @@ class Connection:
         self.broken = why
         raise Gone(why) from error
 
-    def note(self, words: str) -> None:
-        self.notes.append(words)
-
     def hide(self, error: BaseException | None, where: str) -> None:
         """Takes down that the test that runs has failed, though the program may keep that from it."""
         if guards.judges(error) and error is not self.raised:
@@ -154,8 +151,11 @@ class Connection:
         return result if isinstance(result := self.request("operate", name, args), str) else repr(result)
 
     def iterator(self, handle) -> object:
-        """The stream of a held object that is its own iterator; one a handle."""
-        return self.streams.setdefault(handle._number, self.stream(handle._number))
+        """The stream of a held object that is its own iterator; one a handle, until it has ended."""
+        found = self.streams.get(handle._number)
+        if found is None or found.gi_frame is None:
+            found = self.streams[handle._number] = self.stream(handle._number)
+        return found
 
     def stream(self, number: int):
         """A generator over the items of an iterator of the program."""
@@ -213,11 +213,10 @@ class Connection:
         raise guards.Unjudgeable(f"an object of class {kind.__name__} cannot be given to the program")
 
     def function(self, x: object) -> int:
-        number = self.function_numbers.get(id(x))
-        if number is None:
-            number = self.function_numbers[id(x)] = len(self.functions)
+        if id(x) not in self.function_numbers:
+            self.function_numbers[id(x)] = len(self.functions)
             self.functions.append(x)
-        return number
+        return self.function_numbers[id(x)]
 
     # What is no plain data, on its way from the program.
 
@@ -328,9 +327,9 @@ def _view(connection: Connection, parts: list, decoder: Decoder) -> object:
 
 
 def _number(parts: list) -> int:
-    if type(parts[0]) is not int:
-        raise WireError("no number")
-    return parts[0]
+    if type(parts[0]) is int:
+        return parts[0]
+    raise WireError("no number")
 
 
 _MAKERS = {

@@ -132,7 +132,8 @@ class Handle:
             return self is other or bool(self._connection.request("operate", "eq", (self, other)))
         if type(self)._base:
             return self._connection.request("plain", self) == other
-        self._connection.note(f"an object of the program's own class {type(self).__name__} equals no value")
+        words = f"an object of the program's own class {type(self).__name__} equals no value"
+        self._connection.notes.append(words)
         return NotImplemented
 
     __hash__ = object.__hash__
@@ -203,12 +204,17 @@ def _contains(self, item: object) -> bool:
     return any(x is item or x == item for x in iter(self))
 
 
+def _iter(self):
+    found = self._connection.request("operate", "iter", (self,))
+    return self._connection.iterator(found) if isinstance(found, Handle) else iter(found)
+
+
 _UNARY = "int float index complex neg pos abs round floor ceil trunc"
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 _DUNDERS = {
     "__call__": lambda self, *args, **kwargs: self._connection.request("call", self._number, args, kwargs),
     "__len__": _unary("len"),
-    "__iter__": lambda self: iter(self._connection.request("operate", "iter", (self,))),
+    "__iter__": _iter,
     "__next__": lambda self: next(self._connection.iterator(self)),
     "__reversed__": _unary("reversed"),
     "__getitem__": _unary("getitem"),
