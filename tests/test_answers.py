@@ -95,6 +95,9 @@ def test_the_bare_text_stands_in_only_where_nothing_was_marked():
         (r"\left(2 + 3\right) \cdot 4 \div 5", 4, [2, 3, 4, 5]),
         ("2 × 3 · 4 ⋅ 5 ÷ 6 − 7", 13, [2, 3, 4, 5, 6, 7]),  # noqa: RUF001
         ("$2+3$", 5, [2, 3]),
+        (r"\(2 \ast 3\)", 6, [2, 3]),
+        (r"2\,\times\,(3\;+ 4)", 14, [2, 3, 4]),
+        ("8 ∕ 4 ∗ 3", 6, [8, 4, 3]),  # noqa: RUF001
         ("-3+5", 2, [3, 5]),
         ("2*(-3+5)", 4, [2, 3, 5]),
         ("0", 0, [0]),
@@ -107,7 +110,7 @@ def test_values_are_exact(text, value, numbers):
 
 INCOMPLETE = "+ 1+ +1 *2 2(3) (1)(2) () (1 1) 1+-2 3*-5 --1 {1} [1] 1=1 1;2 x 1+a len('a') __import__('os')"
 UNREAD = "2**3 9**9**9**9 7//2 2^3 1.5 .5 5. 1e3 1_000 1,000 0x1 \uff11+1 \u0663 \u00b2 1/0 1/(2-2)"
-LATEX = r"\frac12 \frac{1} \fraction{1}{2} \frac{1}{0} \sqrt{4} \times3"
+LATEX = r"\frac12 \frac{1} \fraction{1}{2} \frac{1}{0} \sqrt{4} \times3 \(1+2\)*3 1\!2"
 TOO_LONG = [
     "9" * 13,
     "(" * 10_000,

@@ -79,3 +79,11 @@ def test_ten_thousand_numbers_are_graded_in_seconds(tmp_path):
     start = time.process_time()
     assert all(verdict["correct"] for verdict in verdicts("gsm8k", path))
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_a_line_has_no_accuracy(tmp_path, text):
+    path = tmp_path / "g.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"^INPUT: .*g\.jsonl has no line"):
+        verdicts("gsm8k", path)

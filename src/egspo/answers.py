@@ -25,13 +25,17 @@ _SPELLINGS = {
     "\N{MULTIPLICATION SIGN}": "*",
     "\N{MIDDLE DOT}": "*",
     "\N{DOT OPERATOR}": "*",
+    "\N{ASTERISK OPERATOR}": "*",
     "\N{DIVISION SIGN}": "/",
+    "\N{DIVISION SLASH}": "/",
     "\N{MINUS SIGN}": "-",
     r"\times": "*",
     r"\cdot": "*",
+    r"\ast": "*",
     r"\div": "/",
     r"\left(": "(",
     r"\right)": ")",
+    **dict.fromkeys((r"\,", r"\:", r"\;", r"\!", r"\ "), " "),
 }
 _SPELLING = re.compile("|".join(map(re.escape, _SPELLINGS)))
 _SUMS = {"+": operator.add, "-": operator.sub}
@@ -94,8 +98,9 @@ def answer_or_text(text: str, bare: bool = False) -> str | None:
 def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
     r"""Exact value of an arithmetic expression, and the numbers that it uses in the order of writing.
 
-    Whole numbers, ``+ - * /`` and parentheses; also ``× · ⋅ ÷ −``, ``\times \cdot \div``, ``\frac{a}{b}``
-    (``\dfrac``, ``\tfrac``), ``\left( \right)``, and dollar signs around the whole. A minus sign may stand at
+    Whole numbers, ``+ - * /`` and parentheses; also ``× · ⋅ ∗ ÷ ∕ −``, ``\times \cdot \ast \div``,
+    ``\frac{a}{b}`` (``\dfrac``, ``\tfrac``), ``\left( \right)``, thin spaces (``\,``), and dollar signs or
+    ``\( \)`` around the whole. A minus sign may stand at
     the beginning of the expression, of a parenthesis or of a fraction's half (``-(3-5)``: it reaches no
     positive value that binary operators do not), nowhere else. Refused: ``**``, ``//``, powers, names,
     decimals, thousands separators, products without a sign, digits other than 0-9, ``=``.
@@ -104,7 +109,7 @@ def evaluate_expression(text: str) -> tuple[Fraction, list[int]]:
         ExpressionError: for anything else, for division by zero, and beyond `MAX_EXPRESSION`, `MAX_DIGITS`
             or `MAX_DEPTH`, which bound time and memory for any text.
     """
-    text = text.strip().strip("$")
+    text = text.strip().strip("$").removeprefix("\\(").removesuffix("\\)")
     if len(text) > MAX_EXPRESSION:
         raise ExpressionError(f"longer than {MAX_EXPRESSION} characters")
     parser = _Parser(_tokens(text))

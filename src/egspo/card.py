@@ -180,7 +180,10 @@ def _scores(run: Finished) -> Iterator[str]:
         yield "This model has not been evaluated."
     if not (run.scores or run.others):
         return
-    yield "Every evaluation that the run folder holds, validations aside; 95 % Wilson intervals.\n"
+    yield (
+        "Every evaluation that the run folder holds, validations aside; intervals are Wilson's, with the "
+        "problems as the independent units.\n"
+    )
     yield "| evaluation | model | task, split | n | accuracy | 95 % interval | decoding |"
     yield "|---|---|---|---|---|---|---|"
     for score in run.scores:

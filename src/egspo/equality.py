@@ -42,8 +42,9 @@ def _same(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
         return _same_in_any_order(gold, given, ask) if len(gold.parts) == len(given.parts) else False
     if gold.kind != given.kind:
         # An interval may be written as an inequality; nothing else may stand for another kind.
-        ordered = gold.kind in (TUPLE, UNION) and given.kind == VALUE and _RELATION.search(given.text)
-        return _ask(gold, given, ask) if ordered else False
+        values = [shape for shape in (gold, given) if shape.kind == VALUE and _RELATION.search(shape.text)]
+        intervals = [shape for shape in (gold, given) if shape.kind in (TUPLE, UNION)]
+        return _ask(gold, given, ask) if values and intervals else False
     if gold.mark != given.mark:
         return False
     if gold.kind == VALUE:
@@ -113,7 +114,7 @@ def _names(text: str) -> list[str]:
 
 def _base(text: str) -> tuple[str, int] | None:
     """Digits and base of a numeral; a plain whole number is one in base ten."""
-    text = re.sub(r"\s", "", text)
+    text = _joined(text)
     if re.fullmatch("-?[0-9]+", text):
         return str(int(text)) if len(text) < latex.MOST_DIGITS else text, 10
     match = _BASE.fullmatch(text)
@@ -132,7 +133,12 @@ def _ask(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
 
 
 def _writing(shape: Shape) -> str:
-    return re.sub(r'[\s"]', "", shape.text)
+    return _joined(shape.text.replace('"', " "))
+
+
+def _joined(text: str) -> str:
+    """A text without its blanks, but for those that keep numbers apart: ``1 1/2`` is not ``11/2``."""
+    return re.sub(r"\s+", " ", re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text))
 
 
 def _all(verdicts) -> bool | None:

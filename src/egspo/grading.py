@@ -20,13 +20,17 @@ def grade_file(task: Task, path: Path, grader: str = "default") -> Iterator[dict
     A broken line is graded wrong with its number in ``reason``, and the rest goes on; an empty one is none.
 
     Raises:
-        ValueError: if the task has no such grader.
+        ValueError: if the task has no such grader, or the file no line.
     """
     if grader == "paper" and type(task).paper_grade is Task.paper_grade:
         task.paper_grade("", {})  # raises, and says why
     weights = task.reward_weights
     with path.open(encoding="utf-8", errors="replace") as file:
         lines = ((index, line) for index, line in enumerate(file) if line.strip())
+        first = next(lines, None)
+        if first is None:
+            raise ValueError(f"INPUT: {path} has no line; give one JSON object a line, with a generation")
+        lines = itertools.chain([first], lines)
         while batch := list(itertools.islice(lines, BATCH)):
             for (index, _), grade in zip(batch, _grade_lines(task, batch, grader), strict=True):
                 if isinstance(grade, ValueError):

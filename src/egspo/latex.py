@@ -77,6 +77,7 @@ _PLAIN_UNIT = re.compile(
 )
 _HALF_OF_A_DAY = re.compile(r'(?<=[0-9])\s*"?\s*([ap])\.?\s*m\.?\s*"?$', re.IGNORECASE)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_SPACED = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _NUMBERS = [
     re.compile(rf"(?P<sign>[+-]?){pattern}")
     for pattern in (
@@ -211,6 +212,7 @@ def _read(text: str, depth: int) -> Shape:
     if depth > DEEPEST:
         raise LatexError(f"nested deeper than {DEEPEST}")
     text, mark = _strip_unit(text.strip().rstrip(".,;"))
+    text = text.replace(" ", "") if _SPACED.fullmatch(text) else text
     if _THOUSANDS.fullmatch(text):
         parts = tuple(Shape(VALUE, part) for part in text.split(","))
         return Shape(VALUE, text.replace(",", ""), parts, mark)

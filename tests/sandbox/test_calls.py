@@ -74,8 +74,7 @@ PASSES = {
             "assert same(x=3) == 3",
             "assert type(same(object())) is not int",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "arguments changed in place": (
         "def sort(x): x.sort()\n"
@@ -89,8 +88,7 @@ PASSES = {
             "g = [[1, 2], [3]]; assert fill(g) is g[0] and g == [[0, 0], [0]]",
             "x, y = {1, 2}, bytearray(b'ab'); drop(x, y); assert x == {2} and y == b''",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "classes of the preamble": (
         "def reverse(node):\n    last = None\n    while node: node.next, last, node = last, node, "
@@ -139,8 +137,7 @@ PASSES = {
             "assert [s.top for s in [Stack(2), Stack(1)]] == [2, 1]",
             "assert hasattr(Stack(), 'push') and not hasattr(Stack(), 'peek')",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "exceptions": (
         STACK + "def fail(kind, *args): raise kind(*args)\ndef parse(x): return int(x)\n"
@@ -157,8 +154,7 @@ PASSES = {
             "import json\ntry: read('{')\nexcept json.JSONDecodeError: pass\nelse: assert False",
             "import pytest\nwith pytest.raises(SystemExit): fail(SystemExit, 1)",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "callables both ways": (
         "def apply(g, *args): return g(*args)\ndef add(n): return lambda x: x + n\n"
@@ -176,8 +172,7 @@ PASSES = {
             "g = counted(max); assert g(1, 2) == 2 and g(3, 4) == 4 and g.calls == 2",
             "assert apply(lambda x: add(x)(1), 5) == 6",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "iterators": (
         "import itertools\ndef squares(n):\n    for i in range(n): yield i * i\ndef count(): return "
@@ -193,8 +188,7 @@ PASSES = {
             "e = echo(); next(e); assert e.send(5) == 5 and e.send(6) == 6",
             "assert keys({'a': 1}) == {'a'} and list(keys({'a': 1})) == ['a']",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "derived from builtins": (
         "import collections, enum\nclass Pair(collections.namedtuple('Pair', 'a b')): pass\n"
@@ -209,8 +203,7 @@ PASSES = {
             "Color.BLUE",
             "assert [c.name for c in Color] == ['RED', 'BLUE']",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "names": (
         "import math\nfrom math import gcd\nimport numpy as np\nLIMIT = 5\n_hidden = 2\n"
@@ -223,15 +216,45 @@ PASSES = {
             "from solution import *; assert f(1) == 1",
             "from solution import sum as product; assert product(3, 4) == 12 and sum([f(3), 4]) == 7",
             "import solution; assert not hasattr(solution, 'absent')",
+            "from solution import *; import math; assert math.sqrt(f(4)) == 2",
         ),
-        "",
-        "",
+        *("", ""),
+    ),
+    "what a program may catch and raise": (
+        "class Quiet:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, kind, error, trace): return isinstance(error, KeyError)\n"
+        "def again(call):\n    try: return call(1)\n    except KeyError: return call(2)\n"
+        "def refuse(): assert False, 'refused'\n"
+        "def following(x):\n    if x > 2: raise StopIteration\n    return x + 1\n"
+        "class Point:\n    def __init__(self, x=0): self.x = x\n"
+        "    def moved(self, d): return Point(self.x + d)\n"
+        "    def __rmul__(self, k): return Point(k * self.x)\n",
+        (
+            "with Quiet(): raise KeyError(1)\nassert again(lambda x: {2: 3}[x]) == 3",
+            "with Quiet():\n    try: refuse()\n    except AssertionError as e: assert str(e) == 'refused'",
+            "def call(x):\n    if x == 1: refuse()\ntry: again(call)\nexcept AssertionError: pass",
+            "try: following(following(2))\nexcept StopIteration: pass\nelse: assert False",
+            "p = Point(); assert (3 * p.moved(2)).x == 6",
+        ),
+        *("", ""),
+    ),
+    "iterators that are classes": (
+        "class Down:\n    def __init__(self, n): self.top = n\n"
+        "    def __iter__(self):\n        self.n = self.top\n        return self\n"
+        "    def __next__(self):\n        self.n -= 1\n        if self.n < 0: raise StopIteration\n"
+        "        return self.n\n"
+        "class Tree:\n    def __iter__(self): return iter(Down(3))\ndef f(x): return Down(x)",
+        (
+            "assert list(f(3)) == [2, 1, 0] == list(Tree()) and sum(f(40)) == 780",
+            "d = Down(2); assert [list(d), list(d)] == [[1, 0], [1, 0]] and 1 in d and 5 not in f(3)",
+            "it = iter(Down(2)); assert [next(it), next(it), next(it, None)] == [1, 0, None]",
+        ),
+        *("", ""),
     ),
     "a builtin's name, where nothing else is asked for": (
         "def sum(a, b): return a * b",
         ("assert sum(3, 4) == 12",),
-        "",
-        "",
+        *("", ""),
     ),
     "what it prints": (
         "def greet(name): print('hello', name)",
@@ -247,8 +270,7 @@ PASSES = {
     "coroutines": (
         "import asyncio\nasync def later(x): await asyncio.sleep(0); return x + 1",
         ("import asyncio; assert asyncio.run(later(1)) == 2",),
-        "",
-        "",
+        *("", ""),
     ),
     "arrays": (
         "import numpy as np\ndef double(x): return 2 * np.asarray(x)\ndef mean(x): return np.mean(x)",
@@ -257,8 +279,7 @@ PASSES = {
             "double([1.5]).dtype == float",
             "assert mean([1, 2]) == 1.5 and type(mean([1, 2])) is float",
         ),
-        "",
-        "",
+        *("", ""),
     ),
     "pytest's style": (
         "def f(x): return x + 1",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from egspo.sandbox import Outcome, Program, Sandbox, SandboxConfig, isolation
+from sandbox.forgeries import HIDING, REBUILT
 from sandbox.hostile import ESCAPES, EXHAUSTIONS, VERDICTS, Hostile, escape
 
 SOLVED = Program("def f(x): return x + 1", ("assert f(1) == 2", "assert f(10) == 11"))
@@ -52,8 +53,9 @@ def check(hostiles: dict[str, Hostile], outcomes: list[Outcome]) -> None:
     assert {name: x for name, x in found.items() if hostiles[name].reason not in x.reason} == {}
 
 
-def test_no_verdict_is_forged(box):
-    check(VERDICTS, run(box, *VERDICTS.values()))
+@pytest.mark.parametrize("hostiles", [VERDICTS, REBUILT, HIDING], ids=["verdicts", "rebuilt", "hiding"])
+def test_no_verdict_is_forged(box, hostiles):
+    check(hostiles, run(box, *hostiles.values()))
 
 
 def test_nothing_is_reached_outside(contained, tmp_path, monkeypatch):

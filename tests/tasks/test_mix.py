@@ -346,7 +346,7 @@ def test_accuracy_by_task_adds_up(tiny_policy):
     summary = summarise(items, task)
     assert {name: count["of"] for name, count in summary["counts"].items()} == {"countdown": 10, "toy": 10}
     assert sum(count["right"] for count in summary["counts"].values()) == summary["correct"] == 7
-    assert summary["task_version"] == "1 (countdown 2, toy 1)"
+    assert summary["task_version"] == "1 (countdown 3, toy 1)"
 
 
 def test_a_task_without_solutions_has_no_place_in_sft(tiny_policy, tmp_path: Path):

@@ -16,6 +16,7 @@ GUEST = (
     "wire",
     "graph",
     "arrays",
+    "guards",
     "handles",
     "connection",
     "pytest_style",

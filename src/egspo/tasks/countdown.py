@@ -86,7 +86,7 @@ class Task(base.GeneratedTask):
 
     name = "countdown"
     description = "Countdown: reach a target with 3 numbers; generated, or read from a file"
-    version = "2"
+    version = "3"
     source = "d1, arXiv 2504.12216; Jiayi-Pan/Countdown-Tasks-3to4"
     parts: ClassVar[Mapping[str, Part]] = {
         "correct": Part("1 for an expression that uses each number once and equals the target", 1.0),

@@ -8,7 +8,7 @@ import threading
 import types
 import weakref
 
-from egspo.sandbox.guest import arrays, handles
+from egspo.sandbox.guest import arrays, guards, handles
 from egspo.sandbox.guest.graph import MUTABLE, Decoder, Encoder, attributes
 from egspo.sandbox.guest.wire import Ended, Wire, WireError
 
@@ -16,14 +16,6 @@ TESTS = "tests"
 """Module of the classes that preamble, set-up and tests define."""
 MOST_ITEMS = 100_000
 """Items of an iterator that is given to the program."""
-_TRUSTED = """
- abc array ast base64 bisect calendar cmath collections collections.abc copy csv dataclasses datetime
-decimal difflib enum fractions functools hashlib heapq html itertools json math numbers operator os.path
-queue random re statistics string struct sys textwrap time timeit typing unicodedata uuid numpy
-"""
-TRUSTED = frozenset(_TRUSTED.split())
-"""Modules in whose own classes and functions a test may use a name that the program imported."""
-
 _MALFORMED = (
     WireError, TypeError, ValueError, KeyError, IndexError, AttributeError, MemoryError, RecursionError
 )  # fmt: skip
@@ -44,6 +36,9 @@ class Connection:
         self.lock = threading.RLock()
         self.broken = ""
         self.notes: list[str] = []
+        self.hidden: list[str] = []
+        self.raised: BaseException | None = None
+        self.stops = False
         self.functions: list = []
         self.function_numbers: dict[int, int] = {}
         self.known: dict[int, type] = {}
@@ -81,6 +76,8 @@ class Connection:
                 asked_tag = asked[k][0] if type(k) is int and 0 <= k < len(asked) else None
                 if asked_tag != node[0] or asked_tag not in MUTABLE:
                     raise WireError("an update of what cannot change")
+                if node[0] == "i":
+                    guards.check_attributes(type(objects[k]), node[2::2])
                 decoder.update(k, node)
             if type(printed) is not str or kind not in ("return", "raise"):
                 raise WireError("no answer")
@@ -90,9 +87,11 @@ class Connection:
             self.fail("answered with no message", error)
         if printed:
             sys.stdout.write(printed)
-        if kind == "raise":
-            raise value
-        return value
+        if kind == "return":
+            return value
+        steers = guards.steers(value) and not self.stops
+        self.raised = RuntimeError(f"the program raised {type(value).__name__}") if steers else value
+        raise self.raised
 
     def serve(self, message: list) -> None:
         """Calls a function of the tests for the program."""
@@ -107,6 +106,7 @@ class Connection:
             kind, value = "return", function(*args, **kwargs)
         except Exception as error:
             kind, value = "raise", error
+            self.hide(error, "a function that the tests gave it")
         encoder = Encoder(self.encode, decoder.objects)
         root = encoder.value(value)
         self.send([kind, root, encoder.finish()])
@@ -134,16 +134,28 @@ class Connection:
         self.broken = why
         raise Gone(why) from error
 
-    def note(self, words: str) -> None:
-        self.notes.append(words)
+    def hide(self, error: BaseException | None, where: str) -> None:
+        """Takes down that the test that runs has failed, though the program may keep that from it."""
+        if guards.judges(error) and error is not self.raised:
+            self.hidden.append(f"the program caught what failed in {where}")
+
+    def leave(self, handle, error: tuple) -> bool:
+        """Leaves a ``with`` block over an object of the program; whether that takes the error back."""
+        kind, raised, _ = error or (None, None, None)
+        # The traceback stays here, and an exception goes over as its kind only.
+        if taken := bool(self.request("method", handle._number, "__exit__", (kind, raised, None), {})):
+            self.hide(raised, "a with block of the tests")
+        return taken
 
     def text(self, name: str, *args) -> str:
-        result = self.request("operate", name, args)
-        return result if isinstance(result, str) else repr(result)
+        return result if isinstance(result := self.request("operate", name, args), str) else repr(result)
 
     def iterator(self, handle) -> object:
-        """The stream of a held object that is its own iterator; one a handle."""
-        return self.streams.setdefault(handle._number, self.stream(handle._number))
+        """The stream of a held object that is its own iterator; one a handle, until it has ended."""
+        found = self.streams.get(handle._number)
+        if found is None or found.gi_frame is None:
+            found = self.streams[handle._number] = self.stream(handle._number)
+        return found
 
     def stream(self, number: int):
         """A generator over the items of an iterator of the program."""
@@ -198,14 +210,13 @@ class Connection:
         if kind.__module__ == TESTS and isinstance(kind, type):
             self.sent_classes[kind.__name__] = kind
             return ["i", kind.__name__, *encoder.pairs(attributes(x))]
-        raise handles.Unjudgeable(f"an object of class {kind.__name__} cannot be given to the program")
+        raise guards.Unjudgeable(f"an object of class {kind.__name__} cannot be given to the program")
 
     def function(self, x: object) -> int:
-        number = self.function_numbers.get(id(x))
-        if number is None:
-            number = self.function_numbers[id(x)] = len(self.functions)
+        if id(x) not in self.function_numbers:
+            self.function_numbers[id(x)] = len(self.functions)
             self.functions.append(x)
-        return number
+        return self.function_numbers[id(x)]
 
     # What is no plain data, on its way from the program.
 
@@ -219,6 +230,7 @@ class Connection:
         kind = self.classes().get(parts[0]) or self.sent_classes.get(parts[0])
         if kind is None:
             raise WireError(f"an object of an unknown class {parts[0]!r}")
+        guards.check_attributes(kind, parts[1::2])
         return object.__new__(kind)
 
     def make_class(self, parts: list, decoder: Decoder) -> object:
@@ -253,8 +265,8 @@ class Connection:
             made = kind(*args) if kind.__module__ == "builtins" else kind.__new__(kind)
         except TypeError:
             made = kind.__new__(kind)
-        own = decoder.values(parts[3:])
-        vars(made).update({str(name): x for name, x in zip(own[::2], own[1::2], strict=True)})
+        guards.check_attributes(kind, parts[3::2])
+        vars(made).update(zip(parts[3::2], decoder.values(parts[4::2]), strict=True))
         made.args = args or ((text,) if kind.__module__ == "solution" and text else ())
         return made
 
@@ -269,7 +281,7 @@ def _importable(x: object) -> tuple[str, str] | None:
     if not isinstance(x, type | types.FunctionType | types.BuiltinFunctionType):
         return None
     module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", "")
-    if module not in sys.stdlib_module_names and (module or "").partition(".")[0] not in TRUSTED:
+    if module not in sys.stdlib_module_names and (module or "").partition(".")[0] not in guards.TRUSTED:
         return None
     return (module, name) if find(module, name) is x else None
 
@@ -288,7 +300,7 @@ def _library_class(connection: Connection, parts: list, decoder: Decoder) -> obj
     found = find(module, name) if type(module) is type(name) is str else None
     if isinstance(found, type) and (
         module == "builtins"
-        or module in TRUSTED
+        or module in guards.TRUSTED
         or (issubclass(found, BaseException) and module.partition(".")[0] in sys.stdlib_module_names)
     ):
         return found
@@ -301,6 +313,7 @@ def _library_class(connection: Connection, parts: list, decoder: Decoder) -> obj
 def _named_tuple(connection: Connection, parts: list, decoder: Decoder) -> tuple:
     """A tuple with names; built without the text that `collections.namedtuple` evaluates."""
     name, fields = parts[0], parts[1].split(",")
+    guards.check_fields(fields)
     getters = {field: property(lambda self, k=k: self[k]) for k, field in enumerate(fields)}
     kind = type(str(name), (tuple,), {**getters, "_fields": tuple(fields), "__slots__": ()})
     return tuple.__new__(kind, decoder.values(parts[2:]))
@@ -314,9 +327,9 @@ def _view(connection: Connection, parts: list, decoder: Decoder) -> object:
 
 
 def _number(parts: list) -> int:
-    if type(parts[0]) is not int:
-        raise WireError("no number")
-    return parts[0]
+    if type(parts[0]) is int:
+        return parts[0]
+    raise WireError("no number")
 
 
 _MAKERS = {

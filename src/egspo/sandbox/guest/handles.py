@@ -8,35 +8,10 @@ no value of the tests, and does arithmetic and membership with one only if the t
 import operator
 import re
 
+from egspo.sandbox.guest.guards import Unjudgeable, check_name
+
 NAMED = re.compile(r"[A-Z]+[a-z][A-Za-z0-9]*")
 """Names that tests give to classes; functions are spelt otherwise."""
-_JUDGES = """
-startswith endswith isdigit isalpha isalnum isdecimal isnumeric isspace isupper islower istitle isidentifier
-isprintable isascii is_integer issubset issuperset isdisjoint
-"""
-JUDGES = frozenset(_JUDGES.split())
-"""Methods of builtin values by which tests judge them."""
-_ASKABLE = "doc dict name qualname module annotations members dataclass_fields wrapped init slots signature"
-ASKABLE = frozenset(f"__{name}__" for name in _ASKABLE.split())
-"""Special names that are asked of the program; libraries act on others (``__array_ufunc__``)."""
-REFUSED: list[str] = []
-"""Why the test that runs cannot be judged; it then fails, whatever it makes of the exception."""
-
-
-class Unjudgeable(Exception):
-    """A test asks what cannot be asked of another process, or should not be of the program."""
-
-    def __init__(self, words: str):
-        super().__init__(words)
-        REFUSED.append(words)
-
-
-def check_name(kind: str, name: str, named: bool) -> None:
-    """Refuses what a value is judged by of what stands in the place of one."""
-    if name[:2] == "__" and name not in ASKABLE:
-        raise AttributeError(name)
-    if name in JUDGES and not named:
-        raise Unjudgeable(f"an object of the program's own ({kind}) is asked {name}")
 
 
 class Function:
@@ -157,7 +132,8 @@ class Handle:
             return self is other or bool(self._connection.request("operate", "eq", (self, other)))
         if type(self)._base:
             return self._connection.request("plain", self) == other
-        self._connection.note(f"an object of the program's own class {type(self).__name__} equals no value")
+        words = f"an object of the program's own class {type(self).__name__} equals no value"
+        self._connection.notes.append(words)
         return NotImplemented
 
     __hash__ = object.__hash__
@@ -228,11 +204,9 @@ def _contains(self, item: object) -> bool:
     return any(x is item or x == item for x in iter(self))
 
 
-def _exit(self, *error) -> bool:
-    # The traceback stays here, and an exception goes over as its kind only.
-    kind = error[0] if error else None
-    args = (kind, error[1] if kind else None, None)
-    return bool(self._connection.request("method", self._number, "__exit__", args, {}))
+def _iter(self):
+    found = self._connection.request("operate", "iter", (self,))
+    return self._connection.iterator(found) if isinstance(found, Handle) else iter(found)
 
 
 _UNARY = "int float index complex neg pos abs round floor ceil trunc"
@@ -240,7 +214,7 @@ _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 _DUNDERS = {
     "__call__": lambda self, *args, **kwargs: self._connection.request("call", self._number, args, kwargs),
     "__len__": _unary("len"),
-    "__iter__": lambda self: iter(self._connection.request("operate", "iter", (self,))),
+    "__iter__": _iter,
     "__next__": lambda self: next(self._connection.iterator(self)),
     "__reversed__": _unary("reversed"),
     "__getitem__": _unary("getitem"),
@@ -248,7 +222,7 @@ _DUNDERS = {
     "__delitem__": _unary("delitem"),
     "__contains__": _contains,
     "__enter__": lambda self: self._connection.request("method", self._number, "__enter__", (), {}),
-    "__exit__": _exit,
+    "__exit__": lambda self, *error: self._connection.leave(self, error),
     "__bool__": _unary("bool", bool),
     "__hash__": _unary("hash", int),
     **{f"__{name}__": _unary(name) for name in _UNARY.split()},

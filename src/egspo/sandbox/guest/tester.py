@@ -13,8 +13,9 @@ import sys
 import types
 
 from egspo.sandbox.guest import pytest_style
-from egspo.sandbox.guest.connection import TESTS, TRUSTED, Connection, Gone, find
-from egspo.sandbox.guest.handles import NAMED, REFUSED, Function, Module, Proxy
+from egspo.sandbox.guest.connection import TESTS, Connection, Gone, find
+from egspo.sandbox.guest.guards import REFUSED, STEERING, TRUSTED
+from egspo.sandbox.guest.handles import NAMED, Function, Module, Proxy
 from egspo.sandbox.guest.wire import Wire
 
 ALIASES = {"np": "numpy"}
@@ -24,25 +25,28 @@ MOST_WORDS = 300
 
 
 class Solution(types.ModuleType):
-    """``import solution``: whatever the program has under a name, asked for when it is used."""
+    """``import solution``: whatever the program has under a name, asked for when it is used.
 
-    def __init__(self, connection: Connection, names: list[str]):
+    ``exported`` is what ``import *`` takes of it, ``named`` are the names by which the tests use its classes.
+    """
+
+    def __init__(self, connection: Connection, exported: list[str], named: set[str]):
         super().__init__("solution")
-        self._connection = connection
-        self.__all__ = [name for name in names if not name.startswith("_") and not hasattr(builtins, name)]
+        self._connection, self._class_names = connection, named
+        self.__all__ = exported
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
         try:
-            return known_by(name, self._connection.request("name", name))
+            return known_by(name, self._connection.request("name", name), self._class_names)
         except KeyError:
             raise AttributeError(f"the program defines no {name}") from None
 
 
-def known_by(name: str, value: object) -> object:
-    """``value``, which the tests refer to by ``name``."""
-    if isinstance(value, Proxy) and NAMED.fullmatch(name):
+def known_by(name: str, value: object, named: set[str]) -> object:
+    """``value``, which the program has under ``name``; a class is one that is named if the tests use it."""
+    if isinstance(value, Proxy) and name in named and NAMED.fullmatch(name):
         type.__setattr__(value, "_named", True)
     return value
 
@@ -67,6 +71,7 @@ class Trial:
         self.namespace = {"__name__": TESTS, "__builtins__": builtins}
         self.connection = Connection(wire, self.classes)
         self.told: set[str] = set()
+        self.named: set[str] = set()
 
     def run(self) -> None:
         if self.connection.receive() != ["hello"]:
@@ -96,7 +101,10 @@ class Trial:
         try:
             self.connection.request("load", self.job["preamble"], self.job["source"])
             names = self.connection.request("names")
-            used, defined = _names([self.job["setup"], *self.job["tests"]])
+            texts = [self.job["setup"], *self.job["tests"]]
+            used, defined = _names(texts)
+            self.named = _classes_named(texts)
+            self.connection.stops = not used.isdisjoint(STEERING)
             # Values that no test names can be large.
             asked = [name for name, own in names.items() if own or name in used]
             values = self.connection.request("values", asked)
@@ -108,9 +116,15 @@ class Trial:
             return f"program: {describe(error)}"
         if type(values) is not dict or not all(type(name) is str for name in [*names, *values]):
             return "program: answered with no message"
-        sys.modules["solution"] = Solution(self.connection, list(names))
         self.bind(values, used, defined)
+        sys.modules["solution"] = Solution(self.connection, self.exported(values, defined), self.named)
         return None
+
+    def exported(self, values: dict[str, object], defined: set[str]) -> list[str]:
+        """Public names of the program that stand for nothing else in the tests."""
+        names = [name for name in values if not name.startswith("_") and not hasattr(builtins, name)]
+        bound = self.namespace
+        return [name for name in names if name not in defined and bound.get(name) is values[name]]
 
     def set_up(self) -> str | None:
         why = self.attempt(self.job["setup"], "setup")
@@ -123,6 +137,7 @@ class Trial:
         """None if the text ran to its end, else why not."""
         self.tell_classes()
         REFUSED.clear()
+        self.connection.hidden.clear()
         try:
             exec(compile(text, name, "exec", dont_inherit=True), self.namespace)
         except Gone as error:
@@ -131,7 +146,7 @@ class Trial:
             return f"needs {error.name}, which is not installed here"
         except BaseException as error:
             return self.refusal() or describe(error)
-        return self.refusal()
+        return self.refusal() or next(iter(self.connection.hidden), None)
 
     def refusal(self) -> str | None:
         """Why the test that ran does not count, whatever exceptions it caught."""
@@ -161,7 +176,7 @@ class Trial:
         for name in sorted(used | set(names)):
             if name in wanted:
                 if name in names:
-                    entries[name] = known_by(name, names[name])
+                    entries[name] = known_by(name, names[name], self.named)
                 continue
             if hasattr(builtins, name):
                 if not wanted and not subjects and name in used and name in names:
@@ -171,7 +186,7 @@ class Trial:
                 continue
             found = _own(name, names.get(name), name in used, bool(wanted))
             if found is not None or name in names:
-                entries[name] = known_by(name, names[name]) if found is None else found
+                entries[name] = known_by(name, names[name], self.named) if found is None else found
 
 
 def _own(name: str, value: object, used: bool, strict: bool) -> object:
@@ -216,6 +231,30 @@ def _names(texts: list[str]) -> tuple[set[str], set[str]]:
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 defined |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
     return used, defined
+
+
+def _classes_named(texts: list[str]) -> set[str]:
+    """Names that the texts use other than to take a method, as ``Solution().f`` does: such a class holds
+    functions, and its objects are not what is tested."""
+    found: set[str] = set()
+    for text in texts:
+        try:
+            nodes = list(ast.walk(ast.parse(text)))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        imports = [alias for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+        own = {alias.asname or alias.name: alias.name for alias in imports}
+        calls = [node.value for node in nodes if isinstance(node, ast.Attribute)]
+        calls = [x for x in calls if isinstance(x, ast.Call) and not x.args and not x.keywords]
+        holders = {id(x.func) for x in calls}
+        for node in nodes:
+            if id(node) in holders:
+                continue
+            if isinstance(node, ast.Name):
+                found.add(own.get(node.id, node.id))
+            elif isinstance(node, ast.Attribute):
+                found.add(node.attr)
+    return found
 
 
 def describe(error: BaseException) -> str:
