@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, utils
 from safetensors.torch import load_file
 
 import runs
@@ -58,6 +58,8 @@ def lora(base: Path) -> Path:
 def online(monkeypatch, tmp_path: Path) -> None:
     """As on a machine with a network on which nobody has logged in."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    if hasattr(utils, "reset_sessions"):  # before release 1.0 a session kept whether it was offline
+        utils.reset_sessions()
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -72,7 +72,7 @@ def read_json(file: Path, field: str) -> dict[str, Any]:
 
 def _fetch(name: str, field: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     owner, repository, *rest = name.split("/")
     inside = "/".join(rest)
@@ -81,7 +81,9 @@ def _fetch(name: str, field: str, patterns: tuple[str, ...]) -> Path:
         folder = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted)) / inside
     except Exception as error:  # network, permission, unknown name: the hub's own words are the best
         line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        kind = ValueError if isinstance(error, HfHubHTTPError) else Unreachable
+        # Releases before 1.0 count a file that is not in the cache among what the hub answered.
+        answered = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
+        kind = ValueError if answered else Unreachable
         raise kind(
             f"{field}: {name!r} is no folder here and not to be had from the hub ({line}); give {_remedy()}"
         ) from None
