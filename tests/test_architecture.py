@@ -37,8 +37,9 @@ LAYERS = (
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing"),
     ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
+    ("compare",),
     ("report",),
-    ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "cli"),
+    ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "comparison", "cli"),
     ("__init__", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

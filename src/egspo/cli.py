@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from egspo.compare import RunFailed
+from egspo.comparison import compare
 from egspo.console import (
     check_writable,
     completions,
@@ -281,6 +283,7 @@ def list_(what: Annotated[str, typer.Argument(metavar="objectives|tasks|models|r
         typer.echo(f"{name:<28} {line}")
 
 
+app.command()(compare)
 app.command()(doctor)
 
 
@@ -293,7 +296,7 @@ def main() -> None:
             raise
         sys.stderr.write("".join(f"egspo: {line}\n" for line in str(error).splitlines()))
         sys.exit(2)
-    except (FloatingPointError, ContainmentError) as error:
+    except (FloatingPointError, ContainmentError, RunFailed) as error:
         sys.stderr.write(f"egspo: {error}\n")
         sys.exit(1)
     except SystemExit as ended:

@@ -74,11 +74,11 @@ def student_t(degrees: int, level: float = 0.95) -> float:
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _student_mass(middle, degrees) < level else (low, middle)
+        low, high = (middle, high) if student_mass(middle, degrees) < level else (low, middle)
     return math.sqrt(degrees) * math.tan(low)
 
 
-def _student_mass(angle: float, degrees: int) -> float:
+def student_mass(angle: float, degrees: int) -> float:
     """``P(|T| <= sqrt(degrees) tan(angle))`` (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2

@@ -12,11 +12,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def compose(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
-    """The whole page as one HTML document that refers to nothing outside itself and runs no code."""
-    title = text(", ".join(run.name for run in runs))
-    style = resources.files("egspo.report").joinpath("page.css").read_text(encoding="utf-8")
+    """The whole page of runs."""
     body = [
-        f"<h1>{title}</h1>",
         f"<p>{text(_subtitle(runs))}</p>",
         summary(runs),
         evaluations(runs),
@@ -24,12 +21,20 @@ def compose(runs: Sequence[Run], figures: Sequence[Figure]) -> str:
         _transcripts(runs),
         _config(runs),
     ]
+    return document(", ".join(run.name for run in runs), body)
+
+
+def document(name: str, body: Sequence[str]) -> str:
+    """One HTML document that refers to nothing outside itself and runs no code; ``body`` is ready HTML."""
+    title = text(name)
+    style = resources.files("egspo.report").joinpath("page.css").read_text(encoding="utf-8")
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title} · egspo report</title>\n<style>\n{style}</style>\n</head>\n<body>",
+            f"<h1>{title}</h1>",
             *filter(None, body),
             "</body>\n</html>\n",
         )

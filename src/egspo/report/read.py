@@ -120,18 +120,23 @@ def _read_run(folder: Path, name: str) -> Run:
         raise ValueError(f"{path}: no training iteration is recorded; let the run finish at least one")
     transcripts = folder / "transcripts.jsonl"
     evaluations = [
-        _read_object(path) | {"file": path.stem} for path in sorted((folder / "eval").glob("*.json"))
+        read_object(path) | {"file": path.stem} for path in sorted((folder / "eval").glob("*.json"))
     ]
     return Run(
         name=name,
-        config=_read_object(folder / "config.json"),
+        config=read_object(folder / "config.json"),
         metrics=tuple(metrics[step] for step in sorted(metrics)),
         transcripts=tuple(_read_lines(transcripts)) if transcripts.is_file() else (),
         evaluations=tuple(row for row in evaluations if number(row.get("accuracy")) is not None),
     )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, if it holds anything else.
+    """
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

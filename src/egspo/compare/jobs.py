@@ -1,0 +1,95 @@
+"""Many runs over few cores: one process a run, its output in a file, none left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from threading import Lock
+
+from egspo.compare import RunFailed
+from egspo.compare.plan import Run
+from egspo.tracking import write_whole
+
+DIVERGED = "diverged"
+"""What a run that became infinite is recorded as; any other failure ends the comparison."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    # glibc gives memory back and asks for it again at every step unless told not to.
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class Jobs:
+    """Runs processes, ``at_once`` at a time; each result is told as it comes."""
+
+    def __init__(self, at_once: int):
+        self.at_once = at_once
+        self._running: set[subprocess.Popen] = set()
+        self._lock, self._stopping = Lock(), False
+
+    def run(self, runs: Sequence[Run], done: Callable[[Run], None]) -> None:
+        """Run all; ``done`` is called from threads, one call at a time.
+
+        Raises:
+            RunFailed: if one fails other than by divergence, with the end of its output; the others that
+                had begun by then are stopped.
+        """
+        with ThreadPoolExecutor(self.at_once) as pool:
+            futures = [pool.submit(self._one, run, done) for run in runs]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stop(futures)
+                raise
+
+    def _one(self, run: Run, done: Callable[[Run], None]) -> None:
+        folder = Path(run.settings["output_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "run.json", json.dumps(asdict(run), indent=2) + "\n")
+        (folder / DIVERGED).unlink(missing_ok=True)
+        command = [sys.executable, "-m", "egspo.compare.worker", str(folder)]
+        with (folder / "output.log").open("w", encoding="utf-8") as log:
+            with self._lock:
+                if self._stopping:
+                    return
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=ENVIRONMENT | os.environ,
+                )
+                self._running.add(process)
+            process.wait()
+        with self._lock:
+            self._running.discard(process)
+            if self._stopping:
+                return
+            self._check(run, folder, process.returncode)
+            done(run)
+
+    def _check(self, run: Run, folder: Path, code: int) -> None:
+        if code == 0:
+            return
+        said = (folder / "output.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = said[-1] if said else "no output"
+        if not last.startswith("FloatingPointError"):
+            raise RunFailed(f"{run.label}: its run failed: {last} (all of it: {folder / 'output.log'})")
+        (folder / DIVERGED).write_text(last + "\n", encoding="utf-8")
+
+    def _stop(self, futures) -> None:
+        with self._lock:
+            self._stopping = True
+            for future in futures:
+                future.cancel()
+            for process in self._running:
+                process.terminate()
+        for process in list(self._running):
+            process.wait()

@@ -1,0 +1,259 @@
+"""What a comparison runs: methods over one base configuration, budgets, and one search for all."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from egspo import registry
+from egspo.compose import ConfigError, compose, find_recipe, merge, parse_override, read_yaml
+from egspo.config import RLRun, parse_config, parse_section
+from egspo.sections import Section
+
+Values = dict[str, Any]
+"""Settings by dotted name (``optim.learning_rate``)."""
+
+ENDLESS = 1_000_000
+"""Iterations of a run that a number of seconds ends."""
+
+
+class CompareConfig(Section):
+    """The section ``compare`` of a comparison's configuration."""
+
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="settings by label, over the rest; an objective's name needs no entry"
+    )
+    samples: int | None = Field(None, ge=1, description="completions a run; default: those of the base")
+    seconds: float | None = Field(None, gt=0, description="processor seconds of training a run, besides")
+    eval_steps: int | None = Field(
+        None, ge=1, description="iterations between evaluations; default: a tenth of the samples"
+    )
+    grid: dict[str, list[Any]] | None = Field(
+        None,
+        description="what the search tries, for all; default: a third, once, three times the base's rate",
+    )
+    own_grid: dict[str, dict[str, list[Any]]] = Field(
+        {},
+        description="what it tries besides, by label; all methods must come to the same number of candidates",
+    )
+    rungs: list[float] = Field(
+        [0.25, 0.5], min_length=1, description="shares of the samples after which to weigh"
+    )
+    keep: float = Field(1 / 3, gt=0, lt=1, description="share of the candidates that goes on after a rung")
+    search_seed: int = Field(1000, description="seed of the search's runs, which no final run may have")
+
+    def problems(self) -> list[str]:
+        found = []
+        if sorted(set(self.rungs)) != self.rungs or not all(0 < rung <= 1 for rung in self.rungs):
+            found.append(f"rungs: {self.rungs}; give rising shares above 0 and up to 1")
+        for label, grid in {"": self.grid or {}, **self.own_grid}.items():
+            where = f"own_grid.{label}" if label else "grid"
+            found += [
+                f"{where}.{key}: no value to try; give a list" for key, values in grid.items() if not values
+            ]
+        return found
+
+
+class _ComparedRun(RLRun):
+    compare: CompareConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as its process is told of it."""
+
+    label: str
+    settings: dict[str, Any]
+    decoding: dict[str, Any]
+    """Sampler of its evaluations: the base's, whatever the method samples with in training."""
+    split: str
+    """Where it is evaluated: validation in the search, test afterwards."""
+    eval_steps: int
+    samples: int
+    """It goes on until it has drawn so many completions …"""
+    seconds: int | float | None
+    """… and, if given, has trained for so long."""
+
+
+class Plan:
+    """A comparison, resolved: which settings every run of every method has.
+
+    Args:
+        paths: files or recipes, and settings, as of ``egspo train``; one may hold a section ``compare``.
+        objectives: labels of ``compare.methods``, names of objectives, or YAML files; all methods if empty.
+        budget: ``samples`` and ``seconds`` over those of the section.
+
+    Raises:
+        ConfigError: with everything that is wrong, for all methods and candidates, before any run.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        overrides: Sequence[str],
+        objectives: Sequence[str],
+        budget: dict[str, int | float],
+        with_search: bool = True,
+    ):
+        values = compose(paths, overrides)
+        section = values.pop("compare", {})
+        given = merge(section, budget) | ({} if with_search else {"grid": {}, "own_grid": {}})
+        self.config: CompareConfig = parse_section(_ComparedRun, "compare", given)
+        self.base = {"output_dir": "runs/compare", **values}
+        labels = list(objectives) or list(self.config.methods)
+        if not labels:
+            raise ConfigError(["--objectives: none; name some, or give a file with compare.methods"])
+        self.methods = {_label(name): self._method(name) for name in labels}
+        train = self._parsed(self._merged(next(iter(self.methods)), {})).train
+        self.batch = train.prompts_per_step * train.num_generations
+        self.samples = (
+            math.ceil((self.config.samples or train.max_steps * self.batch) / self.batch) * self.batch
+        )
+        self.eval_steps = self.config.eval_steps or max(1, math.ceil(self.samples / self.batch / 10))
+        self._check()
+
+    def final(self, label: str, chosen: Values, seed: int, folder: Path) -> Run:
+        """A run with the settings that the search chose."""
+        return self._run(label, chosen, seed, folder, "test", self.samples, self.config.seconds)
+
+    def trial(self, label: str, candidate: Values, rung: float, folder: Path) -> Run:
+        """A run of the search up to a rung."""
+        samples = math.ceil(rung * self.samples / self.batch) * self.batch
+        return self._run(label, candidate, self.config.search_seed, folder, "validation", samples, None)
+
+    def candidates(self, label: str) -> list[Values]:
+        """What the search tries for a method: every combination of its values."""
+        grid = dict(self.config.grid if self.config.grid is not None else self._rates(label))
+        grid |= self.config.own_grid.get(label, {})
+        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+    def shared(self) -> dict[str, Any]:
+        """What all runs have in common, and results made with other than which do not fit in."""
+        kept = ("grid", "own_grid", "rungs", "keep", "search_seed")
+        search = {key: value for key, value in self.config.model_dump().items() if key in kept}
+        own = search.pop("own_grid")
+        budget = {"samples": self.samples, "seconds": self.config.seconds, "eval_steps": self.eval_steps}
+        drop = ("output_dir", "tracking")
+        base = {key: value for key, value in self.base.items() if key not in drop}
+        return {"base": base, "budget": budget, "search": search, "own": own}
+
+    def describe(self) -> str:
+        """The plan in words, a line a method."""
+        budget = f"{self.samples} samples" + (
+            f", {self.config.seconds:g} seconds" if self.config.seconds else ""
+        )
+        lines = [
+            f"budget: {budget} a run; evaluated every {self.eval_steps} iterations of {self.batch} samples"
+        ]
+        for label in self.methods:
+            name = self._merged(label, {})["objective"]["name"]
+            lines.append(f"{label:<16} {name}, {len(self.candidates(label))} candidates")
+        return "\n".join(lines)
+
+    def _rates(self, label: str) -> Values:
+        rate = self._parsed(self._merged(label, {})).optim.learning_rate
+        return {"optim.learning_rate": [float(f"{rate * factor:.3g}") for factor in (1 / 3, 1, 3)]}
+
+    def _method(self, name: str) -> dict[str, Any]:
+        """A method's settings over the base, with what its objective is defined with."""
+        if name in self.config.methods:
+            own = self.config.methods[name]
+        elif name in registry.names("objectives"):
+            own = {"objective": {"name": name}}
+        elif name.endswith(".yaml"):
+            own = read_yaml(find_recipe(name))
+        else:
+            known = [*self.config.methods, *registry.names("objectives")]
+            raise ConfigError([f"--objectives: {name!r} is no method{registry.suggest(name, known)}"])
+        objective = merge(self.base, own).get("objective", {})
+        if objective.get("name") not in registry.names("objectives"):
+            return own
+        needed = registry.load("objectives", objective["name"]).requires
+        return merge({"sampler": dict(needed)}, own) if needed else own
+
+    def _merged(self, label: str, chosen: Values) -> dict[str, Any]:
+        values = merge(self.base, self.methods[label])
+        for key, value in chosen.items():
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            values = merge(values, nested)
+        return values
+
+    def _run(self, label, chosen, seed: int, folder: Path, split: str, samples: int, seconds) -> Run:
+        iterations = ENDLESS if seconds else math.ceil(self.samples / self.batch)
+        forced = {
+            "output_dir": str(folder),
+            "seed": seed,
+            "train": {
+                "max_steps": iterations,
+                "save_steps": self.eval_steps,
+                "save_total_limit": 1,
+                "eval_steps": 0,
+                "load_best_model_at_end": False,
+                "num_transcripts": 0,
+            },
+        }
+        values = merge(self._merged(label, chosen), forced)
+        values.pop("tracking", None)
+        decoding = self.base.get("sampler", {})
+        return Run(label, values, decoding, split, self.eval_steps, samples, seconds)
+
+    def _parsed(self, values: dict[str, Any]) -> RLRun:
+        return parse_config(RLRun, values)
+
+    def _check(self) -> None:
+        """Raises ConfigError for whatever any run would stumble over."""
+        problems = []
+        for label in self.methods:
+            for candidate in self.candidates(label):
+                problems += self._problems(label, candidate)
+        counts = {label: len(self.candidates(label)) for label in self.methods}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{label} {count}" for label, count in counts.items())
+            problems.append(
+                f"compare.own_grid: candidates differ in number ({told}); every method gets the same search"
+            )
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+
+    def _problems(self, label: str, candidate: Values) -> list[str]:
+        try:
+            run = self._parsed(self.final(label, candidate, 0, Path("unused")).settings)
+        except ConfigError as error:
+            return [f"{label}: {line}" for line in error.problems]
+        found = []
+        if run.train.prompts_per_step * run.train.num_generations != self.batch:
+            found.append(
+                f"{label}: {run.train.prompts_per_step} prompts of {run.train.num_generations} completions "
+                f"are not the {self.batch} samples of the others; set them in the base alone"
+            )
+        if self.config.seconds and run.optim.lr_scheduler_type != "constant":
+            found.append(
+                f"{label}: optim.lr_scheduler_type: {run.optim.lr_scheduler_type!r} needs a length known in "
+                "advance, which a budget in seconds has not; use constant"
+            )
+        return found
+
+
+def parse_budget(given: Sequence[str]) -> dict[str, int | float]:
+    """``samples=N`` and ``seconds=S``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    budget: dict[str, int | float] = {}
+    for text in given:
+        values = parse_override(text) if "=" in text else {}
+        if set(values) - {"samples", "seconds"} or not values:
+            raise ValueError(f"--budget: {text!r}; give samples=N or seconds=S")
+        budget |= values
+    return budget
+
+
+def _label(name: str) -> str:
+    return Path(name).stem if name.endswith(".yaml") else name

@@ -1,0 +1,109 @@
+"""The folder of a comparison: small files that can be committed, and grow from one session to the next.
+
+plan.json          what all runs have in common, and each method's own settings
+search.json        every candidate that was tried, how it did, which was chosen
+curves/METHOD/seed-0.jsonl    one line an evaluation, with the verdict on each problem
+comparison.json, README.md, report.html    made of the above
+work/              run folders; not for committing, and not needed once a run is done
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from egspo.compare.jobs import DIVERGED
+from egspo.compare.plan import Plan, Run, Values
+from egspo.compare.search import Trial
+from egspo.compare.worker import read_curve
+from egspo.tracking import differences, write_whole
+
+
+class Results:
+    """Reads and writes the folder of a comparison."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = folder, folder / "work"
+        self.plan = self._read("plan.json", {})
+        self.trials = [Trial(**row) for row in self._read("search.json", [])]
+
+    def open(self, plan: Plan) -> None:
+        """Create the folder, or check that the plan's runs can stand beside those that it holds.
+
+        Raises:
+            ValueError: naming the settings that differ.
+        """
+        shared, methods = plan.shared(), self.plan.get("methods", {})
+        own = shared.pop("own")
+        if self.plan:
+            self._refuse(differences(self.plan["shared"], shared), "")
+        for label, settings in plan.methods.items():
+            entry = {"settings": settings, "own_grid": own.get(label, {})}
+            if label in methods:
+                self._refuse(differences(methods[label], entry), f"{label}: ")
+            methods = methods | {label: entry}
+        self.plan = {"shared": shared, "methods": methods}
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / ".gitignore").write_text("*\n", encoding="utf-8")
+        self._write("plan.json", self.plan)
+
+    def _refuse(self, changed: Sequence[str], prefix: str) -> None:
+        if changed:
+            raise ValueError(
+                f"--out: {self.folder} holds a comparison with other settings ({prefix}"
+                f"{', '.join(changed[:5])}); choose another folder, or the same settings"
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.plan["methods"])
+
+    def chosen(self, label: str) -> Values | None:
+        """What the search chose for a method; None before it."""
+        return next((t.settings for t in self.trials if t.label == label and t.chosen), None)
+
+    def add_trials(self, trials: Sequence[Trial]) -> None:
+        self.trials += trials
+        self._write("search.json", [asdict(trial) for trial in self.trials])
+
+    def has(self, label: str, seed: int) -> bool:
+        return self._curve_file(label, seed).is_file()
+
+    def keep(self, run: Run, seed: int) -> None:
+        """A run is over: its curve stays, its model and checkpoints go."""
+        source = Path(run.settings["output_dir"])
+        points = read_curve(source / "curve.jsonl")
+        if (source / DIVERGED).is_file():
+            points[-1]["diverged"] = True
+        target = self._curve_file(run.label, seed)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, "".join(json.dumps(point) + "\n" for point in points))
+        shutil.rmtree(source)
+
+    def curves(self, label: str) -> dict[int, list[dict[str, Any]]]:
+        """Curves by seed."""
+        files = (self.folder / "curves" / label).glob("seed-*.jsonl")
+        return {seed: read_curve(file) for seed, file in sorted((_seed(file), file) for file in files)}
+
+    def write(self, comparison: dict[str, Any], table: str) -> None:
+        self._write("comparison.json", comparison)
+        write_whole(self.folder / "README.md", table)
+
+    def _curve_file(self, label: str, seed: int) -> Path:
+        return self.folder / "curves" / label / f"seed-{seed}.jsonl"
+
+    def _read(self, name: str, default: Any) -> Any:
+        file = self.folder / name
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else default
+        except ValueError:
+            raise ValueError(f"--out: {file} is not JSON; restore it or choose another folder") from None
+
+    def _write(self, name: str, value: Any) -> None:
+        write_whole(self.folder / name, json.dumps(value, indent=1) + "\n")
+
+
+def _seed(file: Path) -> int:
+    return int(file.stem.removeprefix("seed-"))

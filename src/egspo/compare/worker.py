@@ -1,0 +1,120 @@
+"""One run of a comparison, in a process of its own: ``python -m egspo.compare.worker FOLDER``.
+
+The folder holds ``run.json``; the curve comes into ``curve.jsonl`` beside it, a line an evaluation. A run
+that was interrupted goes on from its checkpoint, and one that spent its budget if the budget has grown.
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from egspo import registry
+from egspo.compare.plan import Run
+from egspo.config import RLRun, parse_config, parse_section
+from egspo.evaluation import eval_sampler, evaluate
+from egspo.policy import build_policy
+from egspo.tracking import write_whole
+from egspo.trainer import Trainer
+
+CUMULATIVE = ("step", "time", "samples", "tokens")
+
+
+class Recorder:
+    """A callback that evaluates the policy as it learns, and ends the run once its budgets are spent.
+
+    ``seconds`` counts what training costs: processor time of this process on a CPU, wall-clock time where a
+    GPU works beside it; evaluation is left out of it.
+    """
+
+    def __init__(self, run: Run, config: RLRun, folder: Path):
+        self.run, self.config = run, config
+        self.sampler = eval_sampler(parse_section(RLRun, "sampler", run.decoding), config.eval)
+        self.file = folder / "curve.jsonl"
+        self.points = read_curve(self.file)
+        self.sums: dict[str, list[float]] = defaultdict(list)
+        self.seconds, self.started = 0.0, False
+
+    def begin(self, trainer: Trainer) -> None:
+        """Evaluate the base, unless that was done before."""
+        if not self.points:
+            self._evaluate(trainer, {"step": 0, "samples": 0})
+        self.clock = time.process_time if trainer.policy.device.type == "cpu" else time.monotonic
+        self.last = self.clock()
+
+    def __call__(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        if not self.started:
+            self._rewind(row["step"])
+        before, self.seconds = self.seconds, self.seconds + self.clock() - self.last
+        for key, value in row.items():
+            if key not in CUMULATIVE and value is not None:
+                self.sums[key].append(value)
+        limit = self.run.seconds
+        crossed = limit is not None and before < limit <= self.seconds
+        enough = row["samples"] >= self.run.samples
+        trainer.should_stop = enough and (limit is None or self.seconds >= limit)
+        if row["step"] % self.run.eval_steps == 0 or crossed or trainer.should_stop:
+            self._evaluate(trainer, row)
+        self.last = self.clock()
+
+    def _rewind(self, step: int) -> None:
+        """The first iteration of this process is ``step``: what was recorded from there on happens again."""
+        self.points = [point for point in self.points if point["step"] < step]
+        self.seconds, self.started = self.points[-1]["seconds"], True
+
+    def _evaluate(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        prompts = trainer.task.load(self.run.split)[: self.config.eval.limit]
+        size, split = self.config.eval.batch_size, self.run.split
+        summary, items = evaluate(trainer.policy, trainer.task, prompts, self.sampler, size, split=split)
+        point = {
+            "step": row["step"],
+            "samples": row["samples"],
+            "seconds": self.seconds,
+            "accuracy": summary["accuracy"],
+            "n": summary["n"],
+            "correct": pack([item["correct"] for item in items]),
+            "metrics": {key: sum(values) / len(values) for key, values in self.sums.items()},
+        }
+        self.sums.clear()
+        self.points.append(point)
+        write_whole(self.file, "".join(json.dumps(point) + "\n" for point in self.points))
+
+
+def pack(correct: list[bool]) -> str:
+    """Verdicts as a hexadecimal number, the first problem's in its highest bit."""
+    return f"{int('1' + ''.join(str(int(right)) for right in correct), 2):x}"
+
+
+def unpack(text: str) -> list[bool]:
+    """The inverse of ``pack``."""
+    return [digit == "1" for digit in f"{int(text, 16):b}"[1:]]
+
+
+def read_curve(file: Path) -> list[dict[str, Any]]:
+    """Points of a curve in the order of steps; none if there is no file."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def train(folder: Path) -> None:
+    """Train until the budget of ``run.json`` is spent.
+
+    Raises:
+        FloatingPointError: if the run diverges; its curve ends there.
+    """
+    run = Run(**json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    config = parse_config(RLRun, run.settings)
+    task = registry.make_task(config.task)
+    task.prepare(config.sandbox)
+    policy = build_policy(config.model, config.seed, task.max_number_token)
+    recorder = Recorder(run, config, folder)
+    trainer = Trainer(policy, task, config, callbacks=[recorder])
+    recorder.begin(trainer)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]))

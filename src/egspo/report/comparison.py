@@ -1,0 +1,91 @@
+"""The page of a comparison: a table for each budget, and learning curves with bands over seeds."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from egspo.report.drawing import Panel, colours, panel
+from egspo.report.page import document
+from egspo.report.tables import shown, table, text
+
+FILE = "comparison.json"
+UNITS = {"samples": "samples", "seconds": "processor seconds"}
+AXES = {"samples": "samples seen", "seconds": "processor seconds of training"}
+HEADER = ("Method", "Seeds", "Accuracy (%)", "Difference", "p", "Samples", "Seconds", "Chosen by the search")
+
+
+def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
+    """The whole page, from what ``comparison.json`` holds (`egspo.compare.summary.summarise`)."""
+    methods = comparison["methods"]
+    tint = dict(zip(methods, colours(len(methods)), strict=True))
+    panels = [_curves(comparison, kind, tint) for kind in comparison["limits"]]
+    figures = "\n".join(
+        f"<figure><h3>{text(p.title)}</h3>\n{p.svg}\n<figcaption>{text(p.caption)}</figcaption></figure>"
+        for p in panels
+        if p is not None
+    )
+    legend = "".join(f"<li>{_swatch(tint[label])}{text(label)}</li>" for label in methods)
+    return document(
+        name,
+        [
+            f"<p>Made by <code>{text(comparison['command'])}</code></p>",
+            *(_budget(comparison, kind, tint) for kind in comparison["limits"]),
+            f'<h2>Learning curves</h2>\n<ul class="runs">{legend}</ul>',
+            f'<div class="panels">\n{figures}\n</div>',
+            f"<h2>Plan</h2>\n<details><summary>Settings of all runs and of each method</summary><pre>"
+            f"{text(json.dumps(comparison['plan'], indent=1))}</pre></details>",
+        ],
+    )
+
+
+def _swatch(colour: str) -> str:
+    return f'<i class="run" style="background:{colour}"></i>'
+
+
+def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -> str:
+    against, rows = comparison["against"], []
+    for label, row in comparison["budgets"][kind].items():
+        method, difference = comparison["methods"][label], row["difference"]
+        paired = label != against and difference["mean"] is not None
+        rows.append(
+            (
+                _swatch(tint[label]) + text(label) + _diverged(method["diverged"]),
+                str(len(row["by_seed"])),
+                f"{100 * row['mean']:.1f}{_range(row['ci95'])}",
+                f"{100 * difference['mean']:+.1f}{_range(difference['ci95'])}" if paired else None,
+                shown(difference["p_holm"], ".2g") if paired else None,
+                f"{row['samples']:,.0f}",
+                f"{row['seconds']:,.0f}",
+                text(", ".join(f"{key} {value}" for key, value in method["chosen"].items())),
+            )
+        )
+    note = (
+        f"Mean over seeds with Student's 95 % interval. Difference to {against}, paired by seed and "
+        "problem, with its bootstrap interval; p of the paired t-test over seeds, adjusted by Holm."
+    )
+    head = f"At {comparison['limits'][kind]:,} {UNITS[kind]} a run"
+    return f"<h2>{text(head)}</h2>\n{table(HEADER, rows, numeric=HEADER[1:7])}\n<p>{text(note)}</p>"
+
+
+def _range(interval) -> str:
+    return "" if interval is None else f" <small>[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]</small>"
+
+
+def _diverged(seeds) -> str:
+    return f" <small>({len(seeds)} diverged)</small>" if seeds else ""
+
+
+def _curves(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -> Panel | None:
+    def paint(axes):
+        for label, method in comparison["methods"].items():
+            rows = method["curve"]
+            x = [row[kind] for row in rows]
+            axes.plot(
+                x, [100 * row["accuracy"] for row in rows], color=tint[label], marker="o", markersize=2.5
+            )
+            if all(row["ci95"] for row in rows):
+                low, high = ([100 * row["ci95"][end] for row in rows] for end in (0, 1))
+                axes.fill_between(x, low, high, color=tint[label], alpha=0.1, linewidth=0)
+
+    caption = "Mean over seeds on the test problems; the band is Student's 95 % interval of the mean."
+    return panel(f"Accuracy by {UNITS[kind]}", caption, (AXES[kind], "accuracy (%)"), paint)

@@ -1,0 +1,131 @@
+"""What a comparison would run, and what it refuses before any run."""
+
+from pathlib import Path
+
+import pytest
+
+from egspo.compare.plan import Plan, parse_budget
+from egspo.compose import ConfigError
+from egspo.config import RLRun, parse_config
+
+TOY = [
+    "model.init=tiny",
+    "task={name: toy, prompt: compact}",
+    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
+    "optim.learning_rate=1e-3",
+    "train={max_steps: 10, prompts_per_step: 4, num_generations: 4}",
+]
+
+
+def make(*overrides: str, objectives=("egspo", "wd1"), budget=None, with_search=True) -> Plan:
+    few = ["objective={name: egspo, num_selected_steps: 2}"]
+    return Plan([], [*TOY, *few, *overrides], objectives, budget or {}, with_search)
+
+
+def config(run) -> RLRun:
+    return parse_config(RLRun, run.settings)
+
+
+def test_by_default_the_budget_is_the_bases_and_the_search_tries_three_rates(tmp_path: Path):
+    plan = make()
+    assert (plan.samples, plan.batch, plan.eval_steps) == (160, 16, 1)
+    rates = [candidate["optim.learning_rate"] for candidate in plan.candidates("wd1")]
+    assert rates == [0.000333, 0.001, 0.003]
+    assert make(with_search=False).candidates("wd1") == [{}]
+    run = plan.final("egspo", {"optim.learning_rate": 0.003}, 7, tmp_path)
+    parsed = config(run)
+    assert (parsed.seed, parsed.optim.learning_rate, parsed.train.max_steps) == (7, 0.003, 10)
+    assert (parsed.objective.name, parsed.objective.num_selected_steps) == ("egspo", 2)
+    assert (run.samples, run.seconds, run.split) == (160, None, "test")
+    trial = plan.trial("egspo", {}, 0.25, tmp_path)
+    # A quarter of 160 samples is two and a half iterations of 16.
+    assert (trial.samples, trial.split, config(trial).seed) == (48, "validation", 1000)
+
+
+def test_another_objective_begins_with_its_own_settings(tmp_path: Path):
+    run = make("objective.beta=0.1").final("wd1", {}, 0, tmp_path)
+    assert run.settings["objective"] == {"name": "wd1"}
+
+
+def test_what_an_objective_is_defined_with_is_set_but_it_is_evaluated_as_all(tmp_path: Path):
+    plan = make(objectives=["just_grpo"])
+    run = plan.final("just_grpo", {}, 0, tmp_path)
+    assert config(run).sampler.remasking == "left_to_right"
+    assert run.decoding == {"max_completion_length": 2, "block_length": 2, "diffusion_steps": 2}
+
+
+def test_methods_of_a_file_and_their_own_candidates(tmp_path: Path):
+    sections = [
+        "compare.methods={a: {objective: {name: wd1, psi: 2.0}}, b: {objective: {name: espo}}}",
+        "compare.grid={optim.learning_rate: [1e-3, 2e-3]}",
+        "compare.own_grid={a: {objective.psi: [1.0, 4.0]}, b: {train.num_iterations: [1, 2]}}",
+    ]
+    plan = make(*sections, objectives=[])
+    assert list(plan.methods) == ["a", "b"]
+    assert [len(plan.candidates(label)) for label in plan.methods] == [4, 4]
+    chosen = plan.candidates("a")[3]
+    assert chosen == {"optim.learning_rate": 0.002, "objective.psi": 4.0}
+    assert config(plan.final("a", chosen, 0, tmp_path)).objective.psi == 4.0
+    assert config(plan.final("a", {}, 0, tmp_path)).objective.psi == 2.0
+
+
+def test_a_yaml_file_is_a_method_too(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("objective: {name: wd1, psi: 3.0}\n", encoding="utf-8")
+    plan = make(objectives=[str(file), "egspo"])
+    assert list(plan.methods) == ["mine", "egspo"]
+    assert config(plan.final("mine", {}, 0, tmp_path)).objective.psi == 3.0
+
+
+def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
+    plan = make("optim.lr_scheduler_type=constant", budget={"seconds": 5})
+    run = plan.final("egspo", {}, 0, tmp_path)
+    assert (run.samples, run.seconds) == (160, 5) and config(run).train.max_steps > 100_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "objectives", "budget", "words"),
+    [
+        ([], ["egspoo"], {}, "--objectives: 'egspoo' is no method; did you mean 'egspo'?"),
+        (["compare.methods={}"], [], {}, "--objectives: none"),
+        (["compare.grids={}"], ["egspo"], {}, "compare.grids: unknown key; did you mean 'grid'?"),
+        (["compare.rungs=[0.5, 0.25]"], ["egspo"], {}, "compare.rungs: [0.5, 0.25]; give rising shares"),
+        (["compare.grid={objective.psi: []}"], ["wd1"], {}, "compare.grid.objective.psi: no value to try"),
+        (
+            ["compare.own_grid={wd1: {objective.psi: [1.0, 2.0]}}"],
+            ["egspo", "wd1"],
+            {},
+            "candidates differ in number (egspo 3, wd1 6); every method gets the same search",
+        ),
+        (["compare.grid={objective.psi: [1.0]}"], ["egspo"], {}, "egspo: objective.psi: unknown key"),
+        (
+            ["compare.methods={big: {train: {prompts_per_step: 8}}}"],
+            ["egspo", "big"],
+            {},
+            "big: 8 prompts of 4 completions are not the 16 samples of the others",
+        ),
+        (
+            ["optim.lr_scheduler_type=linear"],
+            ["egspo"],
+            {"seconds": 5},
+            "egspo: optim.lr_scheduler_type: 'linear' needs a length known in advance",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_before_any_run(overrides, objectives, budget, words):
+    with pytest.raises(ConfigError) as told:
+        make(*overrides, objectives=objectives, budget=budget)
+    assert words in str(told.value)
+
+
+def test_all_that_is_wrong_is_told_at_once():
+    with pytest.raises(ConfigError) as told:
+        make("compare.grid={objective.nothing: [1]}", objectives=["egspo", "wd1"])
+    assert [line.partition(":")[0] for line in told.value.problems] == ["egspo", "wd1"]
+
+
+def test_budgets_on_the_command_line():
+    assert parse_budget(["samples=100", "seconds=2.5"]) == {"samples": 100, "seconds": 2.5}
+    for wrong in ("samples", "steps=3", "100"):
+        with pytest.raises(ValueError, match="--budget"):
+            parse_budget([wrong])
