@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +42,7 @@ class Policy:
         config = unwrap(model).config
         self.family = family_of(config.model_type)
         self.mask_token_id = _mask_token_id(config, tokenizer, self.family)
+        _check_vocabulary(config, tokenizer, self.mask_token_id)
         self.end_token_ids = _end_token_ids(tokenizer, self.family)
         self.suppressed = (self.mask_token_id,)
         """Tokens that are never sampled."""
@@ -222,7 +224,7 @@ def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     options = {"quantization_config": _four_bit(), "device_map": {"": 0}} if config.load_in_4bit else {}
     try:
         model = family.load(folder, config.dtype, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{FIELD}: cannot load {name!r} ({_first_line(error)})") from None
     # What an adapter's file will name as its base: the name that was asked for, not where it was found.
     model.name_or_path = name
@@ -287,6 +289,17 @@ def _mask_token_id(config, tokenizer: PreTrainedTokenizerBase, family: Family) -
     if found is None:
         raise ValueError(f"{FIELD}: no mask token in config.json or the tokenizer; add mask_token_id there")
     return int(found)
+
+
+def _check_vocabulary(config, tokenizer: PreTrainedTokenizerBase, mask_token_id: int) -> None:
+    """Raises ValueError if there is a token that the model has no row for."""
+    largest = max(tokenizer.get_vocab().values())
+    for what, number in (("mask_token_id is", mask_token_id), ("the tokenizer goes up to", largest)):
+        if not 0 <= number < config.vocab_size:
+            raise ValueError(
+                f"{FIELD}: {what} {number}, but config.json has vocab_size {config.vocab_size}; take the "
+                "tokenizer and the configuration of one checkpoint"
+            )
 
 
 def _end_token_ids(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[int, ...]:
