@@ -152,11 +152,12 @@ def load_policy(
     dtype: str = "float32",
     device: str | torch.device | None = None,
     load_in_4bit: bool = False,
+    bf16: bool = False,
 ) -> Policy:
     """Load a policy from a folder, a hub name or a model shipped with the package (``tiny:NAME``).
 
-    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base. Never
-    runs remote code.
+    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base.
+    ``dtype, load_in_4bit, bf16`` are those of the ``model`` section. Never runs remote code.
 
     Raises:
         ValueError: if the model's type is unknown or its files are missing.
@@ -165,7 +166,8 @@ def load_policy(
     if adapter is None and (folder / ADAPTER_CONFIG).is_file():
         name, adapter = _base_of(folder), str(name)
     values = {"model_name_or_path": str(name), "adapter": adapter, "dtype": dtype}
-    return build_policy(parse_section(RLRun, "model", values | {"load_in_4bit": load_in_4bit}), device=device)
+    values |= {"load_in_4bit": load_in_4bit, "bf16": bf16}
+    return build_policy(parse_section(RLRun, "model", values), device=device)
 
 
 def build_policy(
