@@ -109,7 +109,16 @@ class Policy:
             self._reference = copy.deepcopy(unwrap(self.model)).requires_grad_(False).eval()
 
     def encode_prompts(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
-        """Token ids of prompts; chat messages (and bare text, as a user's message) get the chat template."""
+        """Token ids of prompts; chat messages (and bare text, as a user's message) get the chat template.
+
+        Raises:
+            ValueError: if there is no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{FIELD}: the tokenizer of {self.source!r} has no chat template; put that of its family, or "
+                "one that only joins contents, into chat_template.jinja of the model's folder"
+            )
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
         texts = [
             self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
@@ -228,8 +237,9 @@ def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         model = family.load(folder, config.dtype, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{FIELD}: cannot load {name!r} ({_first_line(error)})") from None
-    # What an adapter's file will name as its base: the name that was asked for, not where it was found.
-    model.name_or_path = name
+    # What an adapter's file will name as its base: not where the hub's cache is, but a folder from the root,
+    # for from elsewhere a relative path may read as a name on the hub.
+    model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
     return model, tokenizer
 
 

@@ -180,3 +180,14 @@ def test_a_tokenizer_of_a_larger_model_is_refused(published, tmp_path):
     load_tokenizer(published, FAMILY.pretokenizer).save_pretrained(tmp_path / "small")
     with pytest.raises(ValueError, match=r"the tokenizer goes up to \d+, but config.json has vocab_size 40"):
         load_policy(tmp_path / "small")
+
+
+def test_a_chat_template_is_asked_for_by_name(published):
+    settings_ = json.loads((published / "tokenizer_config.json").read_text())
+    settings_.pop("chat_template", None)
+    write(published, "tokenizer_config.json", settings_)
+    (published / "chat_template.jinja").unlink(missing_ok=True)
+    policy = load_policy(published)
+    message = f"^model.model_name_or_path: the tokenizer of '{published}' has no chat template; put "
+    with pytest.raises(ValueError, match=message):
+        policy.encode_prompts(["the 12"])
