@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -59,7 +59,7 @@ class BidirectionalLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # A table of constants that older checkpoints hold; it is computed here.
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq$",)
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"rotary_emb\.inv_freq$"]
 
     def __init__(self, config):
         super().__init__(config)
