@@ -338,7 +338,8 @@ def test_eval_refuses_samples_that_tell_nothing(run: Path):
 
 def test_eval_refuses_what_it_cannot_do(run: Path, tmp_path: Path):
     assert refused("eval", str(run), "train.max_steps=3") == (
-        "train.max_steps=3: only task.NAME=value or sampler.NAME=value or sandbox.NAME=value can be set here"
+        "train.max_steps=3: only model.NAME=value or task.NAME=value or sampler.NAME=value or "
+        "sandbox.NAME=value can be set here"
     )
     assert refused("eval", str(run), "sampler.stepps=1").startswith("sampler.stepps: unknown key; ")
     assert refused("eval", str(run), "--length", "3") == (

@@ -33,7 +33,7 @@ def told(*arguments: str) -> dict[str, str]:
     assert ended.code == 0, ended
     found: dict[str, str] = {}
     for line in ended.out.splitlines():
-        subject, finding = re.split(r" {2,}| (?=hub |model|lengths|weights)", line, maxsplit=1)
+        subject, finding = re.split(r" {2,}| (?=hub |model|lengths|weights|problems)", line, maxsplit=1)
         found[subject] = f"{found[subject]}; {finding}" if subject in found else finding
     return found
 
@@ -168,6 +168,14 @@ def test_what_cannot_be_reached_is_said_and_the_rest_goes_on():
     assert found["task"].startswith("toy: ")
     found = told("sft", *SFT, "output_dir=x", "sft.dataset=somebody/pairs")
     assert found["NOT CHECKED"] == "hub data set 'somebody/pairs', which is not fetched for this"
+
+
+def test_a_published_recipe_goes_through_where_neither_model_nor_data_can_be_reached():
+    found = told("train", "paper/llada-8b-gsm8k")
+    assert "problems of gsm8k: task." in found["NOT CHECKED"]
+    assert "could not be had from the hub" in found["NOT CHECKED"]
+    assert "'GSAI-ML/LLaDA-8B-Instruct' is no folder here" in found["NOT CHECKED"]
+    assert found["iterations"] == "2000 of 6 prompts x 8"
 
 
 def test_what_would_end_the_run_ends_the_dry_run(tmp_path: Path):

@@ -23,6 +23,10 @@ TOLERANCE = 0.15
 MANY = ["train.prompts_per_step=8", "train.num_generations=8"]
 FEW = ["train.prompts_per_step=2", "train.num_generations=4"]
 LONG = ["sampler={max_completion_length: 32, block_length: 32, diffusion_steps: 4}"]
+# Any token passes the threshold, so that each step reveals a block: 16 tokens instead of 4.
+BOLD = [
+    "sampler={max_completion_length: 32, block_length: 16, diffusion_steps: 8, confidence_threshold: 0.00001}"
+]
 ONE = ["train.microbatch_size=1", "train.rollout_batch_size=1"]
 LORA = ["model.use_peft=true", "model.lora_r=32"]
 
@@ -120,6 +124,7 @@ def test_prediction_of_fresh_models(tmp_path: Path, overrides: list[str], worst:
         [*LORA, "objective.beta=0.1", "model.gradient_checkpointing=true", *FEW, *LONG],
         [*LORA, "model.dtype=bfloat16", *FEW],
         [*LORA, "train.microbatch_size=2", *FEW, *LONG],
+        [*LORA, *MANY, *BOLD],
     ],
     ids=" ".join,
 )
@@ -221,6 +226,17 @@ def test_canvases_of_objectives_that_mask_at_random(tmp_path: Path):
     assert (load.update_rows, load.places) == (16, 32)
     coupled = runs.rl_config(tmp_path, "objective.name=coupled_grpo", "train.microbatch_size=8", *LONG)
     assert (load_of(coupled, 5).update_rows, load_of(coupled, 5).places) == (6, 32)
+
+
+def test_a_threshold_lets_a_step_score_a_block_and_a_slice_several(tmp_path: Path):
+    threshold = "sampler.confidence_threshold=0.9"
+    sampler = "sampler={max_completion_length: 32, block_length: 8, diffusion_steps: 16}"
+    places = lambda *changes: load_of(runs.rl_config(tmp_path, sampler, *changes), 5).places  # noqa: E731
+    assert (places(), places(threshold)) == (2, 8)
+    # Slices of three steps of two tokens; of all 16 steps.
+    for steps, planned, most in ((3, 6, 24), (16, 32, 32)):
+        slices = f"objective={{name: tracerl, steps_per_slice: {steps}}}"
+        assert (places(slices), places(slices, threshold)) == (planned, most)
 
 
 def test_predicting_allocates_nothing_and_leaves_the_generator_alone(tmp_path: Path):

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import runs
-from egspo.settings import each_task, without_code
+from egspo.policy import load_policy
+from egspo.settings import each_task, precision_of, without_code
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZES = {"num_train": 50, "num_validation": 10, "num_test": 10}
@@ -163,3 +165,42 @@ def test_a_setting_called_reward_is_code_in_custom_alone():
     asked: list[Path] = []
     without_code({"name": "custom", "reward": "a.b:f"}, lambda file: asked.append(file) or False)
     assert asked == [Path("a/b")]
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory) -> Path:
+    """A run of one iteration on weights in bfloat16."""
+    folder = tmp_path_factory.mktemp("halved")
+    load_policy("tiny:sudoku-sft", dtype="bfloat16").save(folder / "base")
+    changes = ["model.dtype=bfloat16", "model.use_peft=true", "model.lora_r=2", "train.max_steps=1"]
+    runs.trainer(folder / "run", *runs.from_base(folder / "base"), *changes, dtype=None).train()
+    return folder
+
+
+def test_a_model_is_used_in_the_precision_that_it_was_trained_in(halved: Path):
+    asked = precision_of(str(halved / "run"), None, [])
+    assert asked == {"dtype": "bfloat16", "bf16": False, "load_in_4bit": False}
+    assert precision_of("tiny:sudoku-sft", str(halved / "run"), []) == asked
+    policy = load_policy(halved / "run", **asked)
+    assert policy.model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_a_model_that_is_not_ours_is_used_as_it_is_stored(halved: Path):
+    for model, dtype in ((halved / "base", torch.bfloat16), ("tiny:sudoku-sft", torch.float32)):
+        policy = load_policy(model, **precision_of(str(model), None, []))
+        assert {p.dtype for p in policy.model.parameters()} == {dtype}
+
+
+def test_precision_can_be_set_and_nothing_else_of_the_model(halved: Path):
+    run = str(halved / "run")
+    assert precision_of(run, None, ["model.dtype=float32", "model.bf16=true"]) == {
+        "dtype": "float32",
+        "bf16": True,
+        "load_in_4bit": False,
+    }
+    assert runs.egspo("eval", run, "model.dtype=float32", "--limit", "3").code == 0
+    assert refused("sample", run, "--prompt", "1", "model.lora_r=4") == (
+        "model.lora_r: the model is used as it was saved; only model.dtype, model.bf16, model.load_in_4bit "
+        "can be set here"
+    )
+    assert "model.dtype: 'int8'" in refused("sample", run, "--prompt", "1", "model.dtype=int8")

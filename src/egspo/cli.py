@@ -138,7 +138,7 @@ def evaluate(
         check_writable(out.parent, "--out")
     asked = completions(seed, seeds, num_samples, pass_at_k) | {"num_fewshot": num_fewshot, "split": split}
     accelerator = ranks()
-    policy = _load(model, adapter, accelerator.device)
+    policy = _load(model, adapter, overrides, accelerator.device)
     problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
     samplers = samplers_of(policy, length or [], steps, overrides or [])
@@ -205,7 +205,7 @@ def sample(
         raise ValueError("--prompt: takes no --task and no --data; give --index N to take a problem's prompt")
     if trace is not None:
         check_writable(trace.parent, "--trace")
-    policy = _load(model, adapter)
+    policy = _load(model, adapter, overrides)
     sampler = samplers_of(policy, [], None, overrides or [])[0]
     problem = None
     if index is not None:
@@ -331,11 +331,12 @@ def _read(kind, settings: list[str]):
     return config
 
 
-def _load(model: str, adapter: str | None, device=None):
+def _load(model: str, adapter: str | None, overrides: list[str] | None, device=None):
     from egspo.policy import load_policy
+    from egspo.settings import precision_of
 
     quiet()
-    policy = load_policy(model, adapter=adapter, device=device)
+    policy = load_policy(model, adapter, device=device, **precision_of(model, adapter, overrides or []))
     limit_threads(policy)
     return policy
 

@@ -10,8 +10,8 @@ from egspo import registry
 from egspo.config import BaseRun, ModelConfig, SFTRun
 from egspo.data import encode_problems, read_pairs, solved
 from egspo.footprint import build_shape
+from egspo.hub import Unreachable
 from egspo.models import tiny
-from egspo.models.source import Unreachable
 from egspo.models.tokenizers import load_tokenizer
 from egspo.policy import Policy, read_config
 from egspo.rollout import check_sampler
@@ -47,21 +47,26 @@ def _task(config: BaseRun) -> Task | None:
 
 def _problems(config: BaseRun, task: Task | None) -> tuple[Sequence[Prompt], Mapping[str, float], Findings]:
     """What is trained on, by which weights of its tasks, and how many there are of everything."""
-    weights, found = {}, []
+    prompts: Sequence[Prompt] = []
+    weights, found, own = {}, [], True
     if isinstance(config, SFTRun) and config.sft.dataset is not None:
-        prompts: Sequence[Prompt] = []
+        own = False
         found.append((UNCHECKED, f"hub data set {config.sft.dataset!r}, which is not fetched for this"))
     elif isinstance(config, SFTRun) and config.sft.data is not None:
-        prompts = read_pairs(config.sft.data)
+        own, prompts = False, read_pairs(config.sft.data)
         found.append(("data", f"{len(prompts)} pairs in {config.sft.data}"))
-    else:
-        prompts = solved(task) if isinstance(config, SFTRun) else task.load("train")
-        weights = task.train_weights
-    if task is not None:
+    if task is None:
+        return prompts, weights, found
+    try:
+        if own:
+            prompts = solved(task) if isinstance(config, SFTRun) else task.load("train")
+            weights = task.train_weights
         used = ("train", "validation") if _of(config).eval_steps else ("train",)
         counts = ", ".join(f"{len(task.load(split))} {split}" for split in used)
         found.append(("task", f"{task.name}: {counts}"))
-        found.append(("reward", ", ".join(f"{v:g} {k}" for k, v in task.reward_weights.items() if v)))
+    except Unreachable as error:
+        found.append((UNCHECKED, f"problems of {task.name}: {_first(error)}"))
+    found.append(("reward", ", ".join(f"{v:g} {k}" for k, v in task.reward_weights.items() if v)))
     return prompts, weights, found
 
 
@@ -69,7 +74,7 @@ def _prompts(
     config: BaseRun, policy: Policy | None, prompts: Sequence[Prompt], weights: Mapping[str, float]
 ) -> Findings:
     """Lengths, with the errors that the run would end with."""
-    if not prompts:
+    if not prompts:  # said already
         return []
     if policy is None:
         return [(UNCHECKED, "lengths of the prompts: the tokenizer is not here")]

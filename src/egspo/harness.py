@@ -36,7 +36,7 @@ from egspo.elbo import Pair, greedy_matches, log_likelihoods
 from egspo.ops import noise
 from egspo.policy import load_policy
 from egspo.rollout import pad_prompts, rollout
-from egspo.settings import read_settings, samplers_of
+from egspo.settings import precision_of, read_settings, samplers_of
 
 WINDOW = 2048
 """Tokens of a window of ``loglikelihood_rolling`` where neither the model nor ``max_length`` says."""
@@ -52,7 +52,7 @@ class DiffusionLM(TemplateLM):
 
     Args:
         pretrained: run folder, model folder, hub name or ``tiny:NAME``; ``adapter, dtype, load_in_4bit`` as
-            in `egspo.load_policy`.
+            in `egspo.load_policy`; by default as the model was trained, else as its weights are stored.
         max_completion_length: tokens of the canvas; default: as the model was trained, else what the task
             allows an answer, else 256. An answer is cut to what the task allows.
         steps: denoising steps; default: as trained, or half the canvas.
@@ -70,8 +70,8 @@ class DiffusionLM(TemplateLM):
         self,
         pretrained: str,
         adapter: str | None = None,
-        dtype: str = "float32",
-        load_in_4bit: bool = False,
+        dtype: str | None = None,
+        load_in_4bit: bool | None = None,
         max_completion_length: int | None = None,
         steps: int | None = None,
         mc_num: int = 128,
@@ -91,7 +91,10 @@ class DiffusionLM(TemplateLM):
             device = self.accelerator.device
         elif device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the command line asks for cuda:0 unless told otherwise
-        self.policy = load_policy(pretrained, adapter, dtype, device, load_in_4bit)
+        given = {"dtype": dtype, "load_in_4bit": load_in_4bit}
+        precision = precision_of(pretrained, adapter, [])
+        precision |= {key: value for key, value in given.items() if value is not None}
+        self.policy = load_policy(pretrained, adapter, device=device, **precision)
         self.tokenizer, self.seed = self.policy.tokenizer, seed
         if add_bos_token and self.tokenizer.bos_token_id is None:
             raise ValueError(f"add_bos_token: True, but {pretrained} names no first token; leave it out")

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
+class Unreachable(ValueError):
+    """A hub name whose files are not here and cannot be fetched now; nothing says that it is wrong."""
+
+
 @dataclass(frozen=True)
 class DatasetSplit:
     """A split of a data set on the hub; ``config`` is what the hub calls its subset."""
@@ -21,6 +25,7 @@ def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, An
     Raises:
         ValueError: if the library is missing or the data set cannot be had; ``field`` is the setting that
             a file can be given as instead.
+        Unreachable: if the hub does not answer.
     """
     try:
         from datasets import load_dataset
@@ -32,7 +37,9 @@ def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, An
         rows = load_dataset(source.name, source.config, split=source.split)
     except Exception as error:  # the library raises many kinds: no network, no such name, no such split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        # What the library raises offline and without a network, but for names that there are not.
+        kind = Unreachable if isinstance(error, ConnectionError) else ValueError
+        raise kind(
             f"{field}: {source.name!r} [{source.split}] could not be had from the hub ({reason}); check name "
             f"and network, or give a file as {field}"
         ) from error

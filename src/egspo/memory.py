@@ -167,9 +167,18 @@ def _canvases(config: RLRun, completions: int) -> tuple[int, int, int]:
     views = objective.views(trajectory, steps, advantages, 0)
     asked = views.scored if views.order is None else views.scored | (views.order > -2)
     each, drawn = views.scored.shape[1], max(1, int(asked.sum(-1).max()))
+    if config.sampler.confidence_threshold is not None:
+        drawn = _at_most(drawn, config.sampler)
     places = objective.max_scored(config.sampler) or drawn
     rows = max(1, train.microbatch_size // each) * each if objective.coupled else train.microbatch_size
     return rows, max(1, completions) * each, places
+
+
+def _at_most(drawn: int, sampler: SamplerConfig) -> int:
+    """Positions scored on a canvas where every step that it takes them from may reveal a whole block."""
+    length, block = sampler.max_completion_length, sampler.block_length
+    planned = max(count for *_, count in reveal_schedule(length, block, sampler.diffusion_steps))
+    return min(length, drawn * block // planned)
 
 
 def _made_up(sampler: SamplerConfig, rows: int, one_step: bool) -> Trajectory:

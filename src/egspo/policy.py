@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +42,7 @@ class Policy:
         config = unwrap(model).config
         self.family = family_of(config.model_type)
         self.mask_token_id = _mask_token_id(config, tokenizer, self.family)
+        _check_vocabulary(config, tokenizer, self.mask_token_id)
         self.end_token_ids = _end_token_ids(tokenizer, self.family)
         self.suppressed = (self.mask_token_id,)
         """Tokens that are never sampled."""
@@ -107,7 +109,16 @@ class Policy:
             self._reference = copy.deepcopy(unwrap(self.model)).requires_grad_(False).eval()
 
     def encode_prompts(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
-        """Token ids of prompts; chat messages (and bare text, as a user's message) get the chat template."""
+        """Token ids of prompts; chat messages (and bare text, as a user's message) get the chat template.
+
+        Raises:
+            ValueError: if there is no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{FIELD}: the tokenizer of {self.source!r} has no chat template; put that of its family, or "
+                "one that only joins contents, into chat_template.jinja of the model's folder"
+            )
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else list(p) for p in prompts]
         texts = [
             self.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats
@@ -150,11 +161,12 @@ def load_policy(
     dtype: str = "float32",
     device: str | torch.device | None = None,
     load_in_4bit: bool = False,
+    bf16: bool = False,
 ) -> Policy:
     """Load a policy from a folder, a hub name or a model shipped with the package (``tiny:NAME``).
 
-    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base. Never
-    runs remote code.
+    A run folder stands for the model that it holds, an adapter's folder for the adapter on its base.
+    ``dtype, load_in_4bit, bf16`` are those of the ``model`` section. Never runs remote code.
 
     Raises:
         ValueError: if the model's type is unknown or its files are missing.
@@ -163,7 +175,8 @@ def load_policy(
     if adapter is None and (folder / ADAPTER_CONFIG).is_file():
         name, adapter = _base_of(folder), str(name)
     values = {"model_name_or_path": str(name), "adapter": adapter, "dtype": dtype}
-    return build_policy(parse_section(RLRun, "model", values | {"load_in_4bit": load_in_4bit}), device=device)
+    values |= {"load_in_4bit": load_in_4bit, "bf16": bf16}
+    return build_policy(parse_section(RLRun, "model", values), device=device)
 
 
 def build_policy(
@@ -222,10 +235,11 @@ def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     options = {"quantization_config": _four_bit(), "device_map": {"": 0}} if config.load_in_4bit else {}
     try:
         model = family.load(folder, config.dtype, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{FIELD}: cannot load {name!r} ({_first_line(error)})") from None
-    # What an adapter's file will name as its base: the name that was asked for, not where it was found.
-    model.name_or_path = name
+    # What an adapter's file will name as its base: not where the hub's cache is, but a folder from the root,
+    # for from elsewhere a relative path may read as a name on the hub.
+    model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
     return model, tokenizer
 
 
@@ -287,6 +301,17 @@ def _mask_token_id(config, tokenizer: PreTrainedTokenizerBase, family: Family) -
     if found is None:
         raise ValueError(f"{FIELD}: no mask token in config.json or the tokenizer; add mask_token_id there")
     return int(found)
+
+
+def _check_vocabulary(config, tokenizer: PreTrainedTokenizerBase, mask_token_id: int) -> None:
+    """Raises ValueError if there is a token that the model has no row for."""
+    largest = max(tokenizer.get_vocab().values())
+    for what, number in (("mask_token_id is", mask_token_id), ("the tokenizer goes up to", largest)):
+        if not 0 <= number < config.vocab_size:
+            raise ValueError(
+                f"{FIELD}: {what} {number}, but config.json has vocab_size {config.vocab_size}; take the "
+                "tokenizer and the configuration of one checkpoint"
+            )
 
 
 def _end_token_ids(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[int, ...]:

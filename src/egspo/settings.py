@@ -8,29 +8,33 @@ from typing import Any
 
 from egspo import registry
 from egspo.compose import merge, parse_override
-from egspo.config import RLRun, SamplerConfig, parse_section
+from egspo.config import BaseRun, RLRun, SamplerConfig, parse_section
 from egspo.hub import hub_repository
-from egspo.models.source import shipped_folder
-from egspo.policy import Policy
+from egspo.models.adapters import adapter_folder
+from egspo.models.source import locate, shipped_folder
+from egspo.policy import FIELD, Policy
 from egspo.tasks.base import Task, TaskConfig
 
 FILE = "egspo.json"
-SECTIONS = ("task", "sampler", "sandbox")
+SECTIONS = ("model", "task", "sampler", "sandbox")
 """What can be set where a model is used as it was saved."""
+PRECISION = ("dtype", "bf16", "load_in_4bit")
+"""What of the model can be."""
 MIX, CUSTOM = "mix", "custom"
 """The tasks that hold other tasks, and that are rewarded by a function of the user's."""
 MOST_NUMBERS = 10_000
 """Of a range given as FIRST-LAST."""
 
 
-def save_settings(folder: Path, task: Task | None, sampler: SamplerConfig, about: dict[str, Any]) -> None:
-    """Write task, sampler and a few words about the training beside the weights.
+def save_settings(folder: Path, task: Task | None, config: BaseRun, about: dict[str, Any]) -> None:
+    """Write task, sampler, precision and a few words about the training beside the weights.
 
     Files are named from the root; a file given as ``data`` is no part of the training and left out.
     """
     values = {
         "task": {} if task is None else _saved_task(task.config),
-        "sampler": sampler.model_dump(),
+        "sampler": config.sampler.model_dump(),
+        "model": config.model.model_dump(include=set(PRECISION)),
         "about": about,
     }
     (folder / FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -85,6 +89,21 @@ def shipped_settings(name: str) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def precision_of(model: str, adapter: str | None, overrides: list[str]) -> dict[str, Any]:
+    """In what a saved model shall compute: as it was trained, else as its weights are stored.
+
+    Raises:
+        ValueError: if there is no such model, or for another setting of it.
+    """
+    given = _overrides(overrides)["model"]
+    for key in given:
+        if key not in PRECISION:
+            known = ", ".join(f"model.{name}" for name in PRECISION)
+            raise ValueError(f"model.{key}: the model is used as it was saved; only {known} can be set here")
+    folder = locate(model, FIELD) if adapter is None else adapter_folder(adapter)
+    return {"dtype": "auto"} | _read(folder).get("model", {}) | given
 
 
 def task_of(

@@ -161,7 +161,7 @@ class SFTTrainer:
             self.policy.save(target)
             learned = self.task.name if self.task else self.config.sft.data or self.config.sft.dataset
             about = {"summary": f"sft on {learned}, from {self.policy.source}"}
-            save_settings(target, self.task, self.config.sampler, about)
+            save_settings(target, self.task, self.config, about)
         self.mirror.end()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

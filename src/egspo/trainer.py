@@ -335,7 +335,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.policy.save(target)
             about = {"summary": f"{self.objective.name} on {self.task.name}, from {self.policy.source}"}
-            save_settings(target, self.task, self.config.sampler, about)
+            save_settings(target, self.task, self.config, about)
         self.mirror.end()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

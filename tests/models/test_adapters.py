@@ -137,6 +137,15 @@ def test_an_adapters_folder_is_the_adapter_on_its_base(saved, fresh):
     }
 
 
+def test_a_base_given_from_here_is_found_from_elsewhere(base, tmp_path, monkeypatch):
+    """``owner/name`` of a folder that is not there would be looked for on the hub."""
+    monkeypatch.chdir(base.parent.parent)
+    relative = f"{base.parent.name}/{base.name}"
+    build_policy(settings().model_copy(update={"model_name_or_path": relative})).save(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    assert load_policy("adapter").source == f"{base.resolve()} + adapter"
+
+
 def test_a_run_folder_holds_its_adapter(fresh, tmp_path):
     fresh.save(tmp_path / "model")
     assert torch.equal(load_policy(tmp_path).logits(IDS), fresh.logits(IDS))

@@ -300,7 +300,12 @@ def test_transformers_names_of_the_shape():
     ("n_kv_heads", "multi_query", "expected"), [(None, None, 4), (2, None, 2), (None, True, 1), (4, False, 4)]
 )
 def test_number_of_key_heads(n_kv_heads, multi_query, expected):
-    shape = SHAPE | {"n_heads": 4, "n_kv_heads": n_kv_heads, "multi_query_attention": multi_query}
+    shape = SHAPE | {
+        "d_model": 16,
+        "n_heads": 4,
+        "n_kv_heads": n_kv_heads,
+        "multi_query_attention": multi_query,
+    }
     assert LLaDAConfig(**shape).n_kv_heads == expected
 
 
@@ -317,12 +322,29 @@ def test_number_of_key_heads(n_kv_heads, multi_query, expected):
         ("layer_norm_type", "default"),
         ("layer_norm_with_affine", False),
         ("activation_type", "gelu"),
+        ("clip_qkv", 6.0),
     ],
 )
 def test_what_is_not_computed_is_refused(key, value, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED | {key: value}))
     with pytest.raises(ValueError, match=f"config.json: {key} is .*; only .* is computed for llada"):
         LLaDAConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_heads": 5}, "d_model 12 does not divide into even parts for n_heads 5"),
+        ({"n_heads": 4}, "d_model 12 does not divide into even parts for n_heads 4"),  # of 3
+        ({"n_kv_heads": 2}, "n_heads 3 does not divide into parts for n_kv_heads 2"),
+        ({"d_model": 0}, "d_model is 0; a whole number above 0 is needed"),
+        ({"n_layers": 0}, "n_layers is 0; a whole number above 0 is needed"),
+        ({"embedding_size": 10}, "embedding_size 10 is below vocab_size 11"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=f"^config.json: {message}$"):
+        LLaDAConfig(**SHAPE | changes)
 
 
 @pytest.mark.parametrize("shard_size", ["4KB", "1GB"])

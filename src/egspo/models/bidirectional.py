@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -32,6 +32,23 @@ def keep_to(fixed: Mapping[str, Any], asked: Mapping[str, Any], model_type: str)
     return {key: value for key, value in fixed.items() if value is not None}
 
 
+def check_shape(counts: Mapping[str, Any], width: str, heads: str, kv_heads: str) -> None:
+    """See that the sizes of ``config.json`` are numbers that fit together; the last three are keys of them.
+
+    Raises:
+        ValueError: for the first that does not.
+    """
+    for key, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"config.json: {key} is {value!r}; a whole number above 0 is needed")
+    for key, unit, share in ((width, 2, heads), (heads, 1, kv_heads)):
+        if counts[key] % (unit * counts[share]):
+            parts = "even parts" if unit == 2 else "parts"
+            raise ValueError(
+                f"config.json: {key} {counts[key]} does not divide into {parts} for {share} {counts[share]}"
+            )
+
+
 class BidirectionalLM(PreTrainedModel):
     """Bidirectional language model whose logits are computed only at the positions asked for.
 
@@ -41,6 +58,8 @@ class BidirectionalLM(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    # A table of constants that older checkpoints hold; it is computed here.
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"rotary_emb\.inv_freq$"]
 
     def __init__(self, config):
         super().__init__(config)

@@ -9,7 +9,7 @@ hidden states; here it is done in float32 at least, as in LLaDA.
 from torch import nn
 from transformers import PretrainedConfig
 
-from egspo.models.bidirectional import BidirectionalLM, keep_to
+from egspo.models.bidirectional import BidirectionalLM, check_shape, keep_to
 from egspo.models.family import Family
 from egspo.models.layers import Block, Parts, RMSNorm
 
@@ -58,6 +58,9 @@ class DreamConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.mask_token_id = mask_token_id
         self.initializer_range = initializer_range
+        heads = ("num_attention_heads", "num_key_value_heads")
+        sizes = ("hidden_size", *heads, "num_hidden_layers", "intermediate_size", "vocab_size")
+        check_shape({key: getattr(self, key) for key in sizes}, "hidden_size", *heads)
         super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
 
     @property

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import egspo.models
-from egspo import registry
 from egspo.models.layers import KVCache
 
 
@@ -43,7 +42,8 @@ class Family:
     the tokenizer's own. ``lora_targets`` are the linear layers of a block; ``head``, the output layer, gets
     no adapter even if a target has its name. ``max_length`` is the key in ``config.json`` of the longest
     sequence. ``pretokenizer`` splits text for a tokenizer that comes as ``vocab.json`` and ``merges.txt``.
-    ``cacheable`` says whether ``forward`` takes a cache.
+    ``cacheable`` says whether ``forward`` takes a cache, ``strict`` whether a tensor that the model has no
+    place for is an error; checkpoints of a family where it is not hold heads for other tasks.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Family:
     max_length: str
     shift: int = 0
     cacheable: bool = True
+    strict: bool = True
     mask_token: str | None = None
     end_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
@@ -72,9 +73,28 @@ class Family:
         return self.model_class(config)
 
     def load(self, folder: Path, dtype: torch.dtype | str, **options) -> PreTrainedModel:
-        """The model of a checkpoint."""
-        config = self.load_config(folder)
-        return self.model_class.from_pretrained(folder, config=config, dtype=dtype, **options)
+        """The model of a checkpoint, every weight of it read from safetensors.
+
+        Raises:
+            ValueError: if its tensors are not those of the model; transformers would draw what is missing at
+                random and drop what it has no place for.
+        """
+        model, found = self.model_class.from_pretrained(
+            folder,
+            config=self.load_config(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            # Told below, by name; packed weights are of another shape than their file's anyway.
+            ignore_mismatched_sizes="quantization_config" not in options,
+            output_loading_info=True,
+            **options,
+        )
+        kinds = {"are missing": "missing_keys", "have another shape": "mismatched_keys"}
+        kinds |= {"have no place in it": "unexpected_keys"} if self.strict else {}
+        for words, kind in kinds.items():
+            if keys := sorted(key if isinstance(key, str) else key[0] for key in found[kind]):
+                raise ValueError(f"tensors of a {self.name} model {words}: {len(keys)}, {keys[0]} the first")
+        return model
 
     def longest(self, model: nn.Module) -> int | None:
         """Longest sequence, prompt and canvas together, if the model says."""
@@ -103,7 +123,7 @@ def family_of(model_type: str) -> Family:
     if not takers:
         named = [kind for family in families().values() if family.cacheable for kind in family.model_types]
         raise ValueError(
-            f"model type {model_type!r} is unknown{registry.suggest(model_type, named)}, and any masked "
-            "language model of transformers"
+            f"model type {model_type!r} is unknown; known: {', '.join(named)}, and any masked language model "
+            "of transformers"
         )
     return takers[0]

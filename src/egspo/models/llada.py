@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import nn
 from transformers import PretrainedConfig
 
-from egspo.models.bidirectional import BidirectionalLM, keep_to
+from egspo.models.bidirectional import BidirectionalLM, check_shape, keep_to
 from egspo.models.family import Family
 from egspo.models.layers import Block, Parts, RMSNorm
 
@@ -28,6 +28,7 @@ _FIXED = {
     "include_qkv_bias": False,
     "attention_layer_norm": False,
     "input_emb_norm": False,
+    "clip_qkv": None,
     "scale_logits": False,
     "weight_tying": False,
 }
@@ -80,6 +81,10 @@ class LLaDAConfig(PretrainedConfig):
         self.max_sequence_length = max_sequence_length
         self.mask_token_id = mask_token_id
         self.init_std = init_std
+        sizes = ("d_model", "n_heads", "n_kv_heads", "n_layers", "mlp_hidden_size", "vocab_size")
+        check_shape({key: getattr(self, key) for key in sizes}, "d_model", "n_heads", "n_kv_heads")
+        if self.embedding_size < vocab_size:
+            raise ValueError(f"config.json: embedding_size {embedding_size} is below vocab_size {vocab_size}")
         kwargs = dict.fromkeys(_DROPOUTS, 0.0) | kwargs | fixed
         super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
 

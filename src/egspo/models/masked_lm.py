@@ -109,7 +109,9 @@ class _Model:
         )
 
     @staticmethod
-    def from_pretrained(folder, config: PretrainedConfig, **options) -> PreTrainedModel:
+    def from_pretrained(
+        folder, config: PretrainedConfig, **options
+    ) -> PreTrainedModel | tuple[PreTrainedModel, dict]:
         options["attn_implementation"] = _attention(config)
         return AutoModelForMaskedLM.from_pretrained(folder, config=config, trust_remote_code=False, **options)
 
@@ -129,6 +131,7 @@ FAMILY = Family(
     head=None,
     max_length="max_position_embeddings",
     cacheable=False,
+    strict=False,
     chat_template=CHAT_TEMPLATE,
     forward=forward,
 )

@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from egspo import registry
-from egspo.hub import hub_repository
+from egspo.hub import Unreachable, hub_repository
 
 SMALL = ("*.json", "*.txt", "*.jinja")
 """Configuration and tokenizer."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-
-
-class Unreachable(ValueError):
-    """A hub name whose files are not here and cannot be fetched now; nothing says that it is wrong."""
 
 
 def shipped_models() -> list[str]:
