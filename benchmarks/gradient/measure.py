@@ -129,33 +129,15 @@ class Store:
 
     # ---- what becomes of them ------------------------------------------------------------------------
 
-    def blocks(self, name: str, plan: Plan) -> Blocks | None:
-        """What was measured of an arm, None while it is unfinished."""
-        lines = [line for line in self.lines() if line["arm"] == name]
-        ends = [line for line in lines if "block" in line]
-        if len(ends) < plan.blocks:
-            return None
-        batches = {line["batch"]: line for line in lines if "batch" in line}
-        rows = [[batches[number] for number in plan.block(block)] for block in range(plan.blocks)]
-        reference = json.loads((self.folder / "reference.json").read_text(encoding="utf-8"))
-
-        def mean(of: Callable[[dict[str, Any]], Any]) -> Tensor:
-            return torch.tensor([[of(line) for line in row] for row in rows], dtype=torch.float64).mean(1)
-
-        products = torch.zeros(plan.blocks, plan.blocks, dtype=torch.float64)
-        for line in ends:
-            row = torch.tensor(line["products"], dtype=torch.float64)
-            products[line["block"], : len(row)] = row
-            products[: len(row), line["block"]] = row
-        return Blocks(
-            dots=mean(lambda line: line["dots"]),
-            cosines=mean(lambda line: [d / (line["square"] ** 0.5 or 1.0) for d in line["dots"]]),
-            squares=mean(lambda line: line["square"]),
-            products=products,
-            rollout=mean(lambda line: line["rollout"]),
-            update=mean(lambda line: line["update"]),
-            reference=torch.tensor(reference["products"], dtype=torch.float64),
-        )
+    def blocks(self, plan: Plan) -> dict[str, Blocks]:
+        """What was measured of each finished arm, by name."""
+        by_arm: dict[str, list[dict[str, Any]]] = {}
+        for line in self.lines():
+            by_arm.setdefault(line["arm"], []).append(line)
+        text = (self.folder / "reference.json").read_text(encoding="utf-8")
+        reference = torch.tensor(json.loads(text)["products"], dtype=torch.float64)
+        found = {name: _blocks(lines, reference, plan) for name, lines in by_arm.items()}
+        return {name: blocks for name, blocks in found.items() if blocks is not None}
 
     def _save(self, file: Path, value: Tensor) -> None:
         torch.save(value, file.with_suffix(".tmp"))
@@ -164,6 +146,33 @@ class Store:
     def _write(self, file: Path, text: str) -> None:
         file.with_suffix(".tmp").write_text(text, encoding="utf-8")
         file.with_suffix(".tmp").replace(file)
+
+
+def _blocks(lines: list[dict[str, Any]], reference: Tensor, plan: Plan) -> Blocks | None:
+    """An arm's lines as block means, None while it is unfinished."""
+    ends = [line for line in lines if "block" in line]
+    if len(ends) < plan.blocks:
+        return None
+    batches = {line["batch"]: line for line in lines if "batch" in line}
+    rows = [[batches[number] for number in plan.block(block)] for block in range(plan.blocks)]
+
+    def mean(of: Callable[[dict[str, Any]], Any]) -> Tensor:
+        return torch.tensor([[of(line) for line in row] for row in rows], dtype=torch.float64).mean(1)
+
+    products = torch.zeros(plan.blocks, plan.blocks, dtype=torch.float64)
+    for line in ends:
+        row = torch.tensor(line["products"], dtype=torch.float64)
+        products[line["block"], : len(row)] = row
+        products[: len(row), line["block"]] = row
+    return Blocks(
+        dots=mean(lambda line: line["dots"]),
+        cosines=mean(lambda line: [d / (line["square"] ** 0.5 or 1.0) for d in line["dots"]]),
+        squares=mean(lambda line: line["square"]),
+        products=products,
+        rollout=mean(lambda line: line["rollout"]),
+        update=mean(lambda line: line["update"]),
+        reference=reference,
+    )
 
 
 def make_reference(probe: Probe, arm: Arm, store: Store, plan: Plan, say: Callable[[str], None]) -> Tensor:

@@ -24,13 +24,11 @@ FIXED = ("model", "task", "sampler", "seed", "batches", "blocks", "completions",
 
 def summarise(store: Store, arms: Sequence[Arm], plan: Plan, about: dict[str, Any]) -> dict[str, Any]:
     """All quantities of all finished arms, written to ``summary.json`` and ``README.md``."""
-    against = store.blocks(BASELINE, plan)
-    found = {}
+    measured, found = store.blocks(plan), {}
     for arm in arms:
-        blocks = store.blocks(arm.name, plan)
-        if blocks is None:
+        if arm.name not in measured:
             continue
-        values = with_errors(blocks, against)
+        values = with_errors(measured[arm.name], measured[BASELINE])
         found[arm.name] = {
             "settings": arm.settings,
             "also": list(arm.also),

@@ -200,7 +200,7 @@ def test_all_steps_approach_the_enumerated_gradient(base, truth, tmp_path):
     plan, store = Plan(60, 20), Store(tmp_path / "results", tmp_path / "cache")
     store.keep_reference(truth[None])
     measure(probe, arms, truth[None], store, plan)
-    found = {arm.name: with_errors(store.blocks(arm.name, plan)) for arm in arms}
+    found = {name: with_errors(blocks) for name, blocks in store.blocks(plan).items()}
     value, half = found[REFERENCE]["bias_square"]
     assert abs(value) < 2 * half and half < 0.1
     scale, half = found[REFERENCE]["scale"]
@@ -268,7 +268,7 @@ def test_an_interrupted_measurement_goes_on(base, truth, tmp_path):
     more = [*arms, *arms_of(settings, "random-1")]
     measure(probe, more, truth[None], cut, plan)
     assert calls == [("random-1", step) for step in range(1, 9)]
-    assert cut.blocks("random-1", plan).dots.shape == (4, 1)
+    assert cut.blocks(plan)["random-1"].dots.shape == (4, 1)
 
 
 def count(probe: Probe, calls: list) -> None:
