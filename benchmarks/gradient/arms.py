@@ -108,6 +108,7 @@ def table(steps: int, chosen: int) -> dict[str, str]:
     }
     arms |= {f"tracerl-{size}": f"tracerl,steps_per_slice={size}" for size in (1, 2)}
     arms["all-steps-sa"] = "egspo,selection=all"
+    arms["all-steps-none"] = f"{plain},selection=all,baseline=none"
     for rule in SELECTIONS:
         for number in sorted({*CHOSEN, chosen}):
             if rule != "all" and number < steps:
