@@ -30,7 +30,7 @@ class Tabular(nn.Module):
 
     def __init__(self, length: int, vocab: int, seed: int = 0, scale: float = 1.5):
         super().__init__()
-        self.config = SimpleNamespace(mask_token_id=MASK, model_type="llada")
+        self.config = SimpleNamespace(mask_token_id=MASK, model_type="llada", vocab_size=4)
         self.length, self.vocab = length, vocab
         generator = torch.Generator().manual_seed(seed)
         shape = (vocab**length, length, vocab)
@@ -131,6 +131,17 @@ class World:
             for places, position_logp in self._choices(logits.log_softmax(-1), hidden, count)
             for tokens in itertools.product(self._tokens(acting), repeat=count)
         ]
+
+    def _score_norms(self, path: "Path") -> list[float]:
+        """Of each step: squared norm of the gradient of its tokens' log-probability by their logits."""
+        norms = []
+        for canvas, action in zip(path.canvases, path.actions, strict=True):
+            logits = (self.logits(canvas) / self.sampler.temperature).detach().requires_grad_()
+            logp = logits.log_softmax(-1)
+            total = sum(logp[i, v] for i, v in zip(action.positions, action.tokens, strict=True))
+            (gradient,) = torch.autograd.grad(total, logits)
+            norms.append(float(gradient.nan_to_num().square().sum()))
+        return norms
 
     def _tokens(self, acting: Tensor) -> list[int]:
         return [v for v in range(acting.shape[-1]) if v != MASK]
@@ -253,6 +264,7 @@ class World:
             entropy=torch.tensor(
                 [[float(h.detach()) for h in path.entropy] for path in self.paths], dtype=torch.float64
             ),
+            score_norm=torch.tensor([self._score_norms(path) for path in self.paths], dtype=torch.float64),
             one_step=torch.tensor([[self.greedy(c) for c in path.canvases] for path in self.paths]),
             completion_mask=written,
             last_step=torch.where(written, reveal_step, 0).amax(1),

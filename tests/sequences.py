@@ -31,6 +31,7 @@ def make_trajectory(seeds=(11, 12, 13, 14), padding: int = 1) -> Trajectory:
         token_logp=zeros,
         position_logp=zeros,
         entropy=zeros,
+        score_norm=zeros,
         one_step=None,
         completion_mask=torch.tensor([[place < end for place in range(LENGTH)] for end in ends]),
         last_step=torch.tensor([end - 1 for end in ends]),

@@ -20,7 +20,7 @@ from egspo.sections import ModelConfig, SamplerConfig, SFTConfig, TrainConfig
 
 RECIPES = recipes()
 DEBUG = [name for name in RECIPES if name.startswith("debug/")]
-PARTS = [name for name in RECIPES if not name.startswith("debug/")]
+PARTS = [name for name in RECIPES if not name.startswith(("debug/", "compare/"))]
 MODELS = [name for name in RECIPES if name.startswith("models/")]
 PAPER = [name for name in RECIPES if name.startswith("paper/")]
 ACCELERATE = sorted((recipe_folder() / "accelerate").glob("*.yaml"))

@@ -69,7 +69,16 @@ def expected_estimate(world, objective, group=1, padding=0):
     values = None
     if candidates is not None:
         values = world.one_step_rewards(reward)[members].gather(1, candidates.index)
-    earned = Rewards(rewards(world)[members], {}, group, trajectory.num_steps, candidates, values)
+    earned = Rewards(
+        rewards(world)[members],
+        {},
+        group,
+        trajectory.num_steps,
+        candidates,
+        values,
+        trajectory.score_norm * trajectory.informative,
+        trajectory.seeds,
+    )
     advantages = objective.advantages(earned)
     steps = objective.select(trajectory, advantages)
     views = objective.views(trajectory, steps, advantages, 0)
@@ -111,13 +120,17 @@ def test_group_baselines(rule, baseline):
     assert_equal(expected_estimate(world, make_objective(baseline=baseline), group=2), truth)
 
 
-@pytest.mark.parametrize(("baseline", "factor"), [("leave_one_out", 1.0), ("same_step", 1 - 1 / 3)])
+@pytest.mark.parametrize(
+    ("baseline", "factor"), [("leave_one_out", 1.0), ("score_weighted", 1.0), ("same_step", 1 - 1 / 3)]
+)
 def test_groups_of_three(baseline, factor):
     # Also with the end of the text among the tokens: without stepwise advantages all members count.
     world = make_world("top_prob", "two, then one", policy=tabular_policy(3, 4, scale=1.0))
     assert len(world.paths) == 27
     truth = world.gradient(rewards(world), [factor] * 2)
-    assert_equal(expected_estimate(world, make_objective(baseline=baseline), group=3), truth)
+    # Beside each other stand all groups that there could be, which are no others of one batch: no prior.
+    objective = make_objective(baseline=baseline, baseline_prior=0.0)
+    assert_equal(expected_estimate(world, objective, group=3), truth)
 
 
 def step_weights(schedule, weight, steps):

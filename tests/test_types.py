@@ -21,6 +21,7 @@ def make_trajectory():
         token_logp=torch.tensor([[-1.0, -2.0, -4.0, -8.0]]),
         position_logp=torch.tensor([[-0.5, -0.25, 0.0]]),
         entropy=torch.tensor([[0.1, 0.2, 0.3]]),
+        score_norm=torch.ones(1, 3),
         one_step=None,
         completion_mask=torch.tensor([[True, True, True, False]]),
         last_step=torch.tensor([1]),

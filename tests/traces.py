@@ -78,7 +78,9 @@ class Case:
             ]
             values = torch.tensor(values, dtype=torch.float64) * candidates.mask
         final = torch.tensor(final, dtype=torch.float64)
-        return Rewards(final, {}, GROUP, self.trajectory.num_steps, candidates, values)
+        norm = self.trajectory.score_norm * self.trajectory.informative
+        seeds = self.trajectory.seeds
+        return Rewards(final, {}, GROUP, self.trajectory.num_steps, candidates, values, norm, seeds)
 
     def outcome_advantages(self, scale: bool) -> list[float]:
         """Reward less the group's mean, over its standard deviation if asked."""

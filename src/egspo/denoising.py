@@ -10,7 +10,14 @@ from egspo.config import SamplerConfig
 from egspo.likelihood import guided_logits, pack
 from egspo.models.layers import KVCache
 from egspo.ops import noise
-from egspo.ops.logprobs import acting_logp, draw, entropy, gather_logp, plackett_luce_logp
+from egspo.ops.logprobs import (
+    acting_logp,
+    draw,
+    entropy,
+    gather_logp,
+    plackett_luce_logp,
+    score_norm,
+)
 from egspo.ops.reveal import (
     choice_logits,
     completion_mask,
@@ -91,13 +98,16 @@ def _reveal(record: "_Record", rows: Rows, positions, valid, logits, count, samp
     number = _number(scores, valid, count, sampler)
     chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : int(number.max())]
     taken = torch.arange(chosen.shape[1], device=chosen.device) < number[:, None]
+    tokens = drawn.gather(1, chosen)
+    acted = logp.gather(1, chosen[..., None].expand(-1, -1, logp.shape[-1]))
     record.write(
         rows,
         positions.gather(1, chosen),
         taken,
-        tokens=drawn.gather(1, chosen),
-        token_logp=gather_logp(logp, drawn).gather(1, chosen),
-        entropy=(entropy(logp).gather(1, chosen) * taken).sum(1),
+        tokens=tokens,
+        token_logp=gather_logp(acted, tokens),
+        entropy=(entropy(acted) * taken).sum(1),
+        score_norm=(score_norm(acted, tokens) * taken).sum(1),
         position_logp=_position_logp(untempered, chosen, sampler),
     )
 
@@ -191,6 +201,7 @@ class _Record:
     token_logp: Float[Tensor, "batch length"]
     position_logp: Float[Tensor, "batch steps"]
     entropy: Float[Tensor, "batch steps"]
+    score_norm: Float[Tensor, "batch steps"]
     one_step: Int[Tensor, "batch steps length"] | None
     step: Int[Tensor, "batch"]
     seeds: Int[Tensor, "batch"]
@@ -213,6 +224,7 @@ class _Record:
             token_logp=torch.zeros(canvas.shape, dtype=dtype, device=seeds.device),
             position_logp=numbers,
             entropy=numbers.clone(),
+            score_norm=numbers.clone(),
             one_step=canvas[:, None].repeat(1, steps, 1) if one_step else None,
             step=torch.zeros_like(seeds),
             seeds=seeds,
@@ -236,8 +248,11 @@ class _Record:
         canvas = self.canvas[rows]
         self.one_step[rows, self.step[rows]] = torch.where(canvas == self.mask_token_id, guess, canvas)
 
-    def write(self, rows: Rows, places, taken, *, tokens, token_logp, entropy, position_logp) -> None:
-        """Write down a step of some rows: ``taken`` says which of ``places`` were revealed, in order."""
+    def write(self, rows: Rows, places, taken, *, tokens, token_logp, **by_step: Tensor) -> None:
+        """Write down a step of some rows: ``taken`` says which of ``places`` were revealed, in order.
+
+        ``by_step`` holds ``entropy``, ``score_norm`` and ``position_logp``, a number a row each.
+        """
         row = rows[:, None].expand_as(places)[taken]
         place, step = places[taken], self.step[rows]
         order = torch.arange(places.shape[1], device=places.device).expand_as(places)
@@ -245,8 +260,8 @@ class _Record:
         self.token_logp[row, place] = token_logp[taken]
         self.reveal_step[row, place] = step[:, None].expand_as(places)[taken]
         self.reveal_order[row, place] = order[taken]
-        self.entropy[rows, step] = entropy
-        self.position_logp[rows, step] = position_logp
+        for name, values in by_step.items():
+            getattr(self, name)[rows, step] = values
         self.step[rows] += 1
 
     def stop_finished(self, rows: Rows) -> None:
@@ -273,6 +288,7 @@ class _Record:
             token_logp=self.token_logp,
             position_logp=self.position_logp,
             entropy=self.entropy,
+            score_norm=self.score_norm,
             one_step=self.one_step,
             completion_mask=mask,
             last_step=last_informative_step(self.reveal_step, mask),

@@ -18,7 +18,7 @@ from egspo.evaluation import eval_sampler
 from egspo.footprint import ShapePolicy, build_shape, peak_bytes
 from egspo.likelihood import guided_logits
 from egspo.models.layers import KVCache
-from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp
+from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp, score_norm
 from egspo.ops.reveal import choice_logits, completion_mask, position_scores, reveal_schedule
 from egspo.policy import Policy
 from egspo.types import Steps, Trajectory
@@ -177,8 +177,13 @@ def _canvases(config: RLRun, completions: int) -> tuple[int, int, int]:
 def _at_most(drawn: int, sampler: SamplerConfig) -> int:
     """Positions scored on a canvas where every step that it takes them from may reveal a whole block."""
     length, block = sampler.max_completion_length, sampler.block_length
-    planned = max(count for *_, count in reveal_schedule(length, block, sampler.diffusion_steps))
-    return min(length, drawn * block // planned)
+    return min(length, drawn * block // _most_planned(sampler))
+
+
+def _most_planned(sampler: SamplerConfig) -> int:
+    """Positions that a step reveals by the schedule, at most."""
+    length, block = sampler.max_completion_length, sampler.block_length
+    return max(count for *_, count in reveal_schedule(length, block, sampler.diffusion_steps))
 
 
 def _made_up(sampler: SamplerConfig, rows: int, one_step: bool) -> Trajectory:
@@ -197,6 +202,7 @@ def _made_up(sampler: SamplerConfig, rows: int, one_step: bool) -> Trajectory:
         token_logp=torch.zeros(rows, length),
         position_logp=torch.zeros(rows, len(counts)),
         entropy=torch.linspace(1.0, 0.0, len(counts)).expand(rows, -1),
+        score_norm=torch.ones(rows, len(counts)),
         one_step=torch.ones(rows, len(counts), length, dtype=torch.long) if one_step else None,
         completion_mask=completion_mask(final, (0,)),
         last_step=torch.full((rows,), len(counts) - 1),
@@ -332,7 +338,11 @@ def _reveal(logits: Tensor, sampler: SamplerConfig, suppressed: tuple[int, ...])
     uniform = torch.zeros(logits.shape[:2], dtype=torch.float64)
     drawn = logp.argmax(-1) if sampler.temperature == 0 else draw(logp, uniform)
     position_scores(sampler.remasking, untempered, drawn, uniform, sampler.position_temperature)
-    entropy(logp)
+    planned = sampler.confidence_threshold is None
+    chosen = _most_planned(sampler) if planned else sampler.block_length
+    acted = logp[:, :chosen].clone()
+    entropy(acted)
+    score_norm(acted, drawn[:, :chosen])
 
 
 def _sequences(rows: int, length: int) -> tuple[Tensor, Tensor]:

@@ -175,6 +175,8 @@ def score_batch(
         num_steps=trajectory.num_steps,
         candidates=candidates,
         step_values=values,
+        score_norm=trajectory.score_norm * trajectory.informative,
+        seeds=trajectory.seeds,
     )
     return Scored(rewards, texts, grades, one_step)
 

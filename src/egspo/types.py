@@ -114,6 +114,8 @@ class Trajectory:
     """Log-probability of the choice of positions; 0 where the rule is deterministic given the state."""
     entropy: Float[Tensor, "batch steps"]
     """Joint entropy of the tokens revealed at the step, in nats: the sum over its positions."""
+    score_norm: Float[Tensor, "batch steps"]
+    """Squared norm of the gradient of the step's token log-probabilities with respect to their logits."""
     one_step: Int[Tensor, "batch steps length"] | None
     """Greedy one-step completion of every state, if it was asked for."""
     completion_mask: Bool[Tensor, "batch length"]
@@ -184,6 +186,10 @@ class Rewards:
     num_steps: int
     candidates: Steps | None = None
     step_values: Float[Tensor, "batch chosen"] | None = None
+    score_norm: Float[Tensor, "batch steps"] | None = None
+    """The trajectory's, 0 at steps that no longer shape the text."""
+    seeds: Int[Tensor, "batch"] | None = None
+    """The trajectory's."""
 
 
 @dataclass(frozen=True)

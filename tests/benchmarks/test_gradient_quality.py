@@ -18,7 +18,7 @@ from egspo.rollout import pad_prompts, rollout
 from egspo.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 import gradient_quality  # noqa: E402
 from gradient.arms import BASELINE, REFERENCE, distinct, make_arm, parse_arms, run_settings, table  # noqa: E402

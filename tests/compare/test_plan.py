@@ -1,11 +1,13 @@
 """What a comparison would run, and what it refuses before any run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from egspo import registry
 from egspo.compare.plan import Plan, parse_budget
-from egspo.compose import ConfigError
+from egspo.compose import ConfigError, recipes
 from egspo.config import RLRun, parse_config
 
 TOY = [
@@ -129,3 +131,13 @@ def test_budgets_on_the_command_line():
     for wrong in ("samples", "steps=3", "100"):
         with pytest.raises(ValueError, match="--budget"):
             parse_budget([wrong])
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name.startswith("compare/")])
+def test_a_shipped_comparison_has_every_objective_in_it(name: str, tmp_path: Path):
+    """Composed with what its first line names; the plan checks all methods with all candidates."""
+    first = recipes()[name].read_text(encoding="utf-8").splitlines()[0]
+    after = re.search(r"^# .*\(after ([^)]+)\)", first)
+    plan = Plan([after[1], name], [], [], {})
+    found = {config(plan.final(label, {}, 0, tmp_path)).objective.name for label in plan.methods}
+    assert found == set(registry.names("objectives"))

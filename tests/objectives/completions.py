@@ -29,6 +29,7 @@ def make_trajectory(lengths=(6, 3, 1), length=6, block_length=2, first_seed=0) -
         token_logp=zeros,
         position_logp=zeros,
         entropy=zeros,
+        score_norm=zeros,
         one_step=None,
         completion_mask=tokens,
         last_step=tokens.sum(1) - 1,

@@ -30,6 +30,7 @@ def make_trajectory(remasking="random"):
         token_logp=torch.tensor([[-1.0, -2.0, -3.0, -4.0], [-0.5, -1.5, -2.5, -3.5]], dtype=DOUBLE),
         position_logp=torch.tensor([[-0.1, -0.2, -0.3], [-0.4, -0.5, -0.6]], dtype=DOUBLE),
         entropy=torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]], dtype=DOUBLE),
+        score_norm=torch.ones(2, 3, dtype=DOUBLE),
         one_step=None,
         completion_mask=torch.tensor([[True] * 4, [True, True, False, False]]),
         last_step=torch.tensor([2, 0]),

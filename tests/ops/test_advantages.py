@@ -1,5 +1,6 @@
 """Advantages of denoising steps, by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 
 from egspo.ops.advantages import (
     BASELINES,
+    fitted_weights,
     group_spread,
     likelihood_weights,
     progress_returns,
+    score_weighted_baseline,
     stepwise_returns,
     subtract_baseline,
 )
@@ -100,3 +103,66 @@ def test_group_spread_by_hand():
     found = group_spread(returns, 2)
     wanted = torch.tensor([[2**0.5, 0], [2**0.5, 0], [0, 0.5**0.5], [0, 0.5**0.5]], dtype=torch.float64)
     torch.testing.assert_close(found, wanted + 1e-4, rtol=0, atol=1e-12)
+
+
+# ---- baselines by score norm, fitted weights -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [0.0, 2.5])
+def test_the_score_weighted_baseline_against_its_definition(prior):
+    generator = torch.Generator().manual_seed(3)
+    returns = torch.rand(9, 4, generator=generator, dtype=DOUBLE)
+    weight = torch.rand(9, 4, generator=generator, dtype=DOUBLE)
+    advantages = score_weighted_baseline(returns, weight, 3, prior)
+    for i, t in itertools.product(range(9), range(4)):
+        others = [j for j in range(i // 3 * 3, i // 3 * 3 + 3) if j != i]
+        rest = [j for j in range(9) if j // 3 != i // 3]
+        mean = sum(weight[j, t] * returns[j, t] for j in rest) / sum(weight[j, t] for j in rest)
+        kappa = prior * sum(weight[j, t] for j in rest) / len(rest)
+        product = sum(weight[j, t] * returns[j, t] for j in others) + kappa * mean
+        total = sum(weight[j, t] for j in others) + kappa
+        assert float(advantages[i, t]) == pytest.approx(float(returns[i, t] - product / total), abs=1e-6)
+
+
+def test_where_the_others_are_certain_the_score_weighted_baseline_is_their_mean():
+    returns = torch.tensor([[1.0], [0.0], [0.5]], dtype=DOUBLE)
+    weight = torch.tensor([[0.7], [0.0], [0.0]])
+    # A single group has no others to be drawn towards.
+    advantages = score_weighted_baseline(returns, weight, 3, 8.0)
+    assert float(advantages[0, 0]) == pytest.approx(1.0 - 0.25)
+
+
+def test_no_other_constant_leaves_less_variance_than_the_score_weighted_mean():
+    """Over many members, E|g|^2 of g = (R - b) s is least at b = E[|s|^2 R] / E[|s|^2]."""
+    generator = torch.Generator().manual_seed(4)
+    returns = (torch.rand(2000, 1, generator=generator) < 0.3).double()
+    # Failures are improbable actions: their scores are the longer ones.
+    norm = torch.where(returns > 0, 0.1, 0.9) * torch.rand(2000, 1, generator=generator).double()
+    own = score_weighted_baseline(returns, norm, 2000, 8.0)
+    least = float((norm * own.square()).mean())
+    for constant in (0.0, 0.1, 0.3, 0.5):
+        assert least < float((norm * (returns - constant).square()).mean())
+
+
+def test_fitted_weights_against_a_regression_over_the_other_groups():
+    generator = torch.Generator().manual_seed(5)
+    final = torch.rand(9, generator=generator, dtype=torch.float64)
+    values = 0.5 * final[:, None] + torch.rand(9, 2, generator=generator, dtype=torch.float64)
+    norm = torch.rand(9, 2, generator=generator, dtype=torch.float64)
+    fitted = fitted_weights(final, values, norm, 3)
+    for group, t in itertools.product(range(3), range(2)):
+        rows = [i for i in range(9) if i // 3 != group]
+        weight = norm[rows, t]
+        # Weighted least squares of r on a constant for each group and on v.
+        design = torch.stack([values[rows, t], *(torch.tensor([float(i // 3 == g) for i in rows]).double()
+                                                 for g in range(3) if g != group)], dim=1)  # fmt: skip
+        left = design.T @ (weight[:, None] * design)
+        slope = torch.linalg.solve(left, design.T @ (weight * final[rows]))[0]
+        assert float(fitted[3 * group, t]) == pytest.approx(min(1.0, max(0.0, float(slope))), abs=1e-9)
+
+
+def test_values_that_tell_nothing_have_no_weight():
+    final = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    assert not fitted_weights(final, torch.full((4, 3), 0.4, dtype=torch.float64), torch.ones(4, 3), 2).any()
+    # A single group has no other to be fitted on.
+    assert not fitted_weights(final, final[:, None].expand(4, 3), torch.ones(4, 3), 4).any()

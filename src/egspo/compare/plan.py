@@ -1,6 +1,7 @@
 """What a comparison runs: methods over one base configuration, budgets, and one search for all."""
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,6 +141,12 @@ class Plan:
         drop = ("output_dir", "tracking")
         base = {key: value for key, value in self.base.items() if key not in drop}
         return {"base": base, "budget": budget, "search": search, "own": own}
+
+    def resolved(self, label: str) -> dict[str, Any]:
+        """A method's whole settings but for what the search chooses: defaults may change with the code."""
+        run = self._parsed(self.final(label, {}, 0, Path("unused")).settings)
+        sections = json.loads(run.model_dump_json())
+        return {key: sections[key] for key in ("task", "sampler", "objective", "optim", "train")}
 
     def describe(self) -> str:
         """The plan in words, a line a method."""

@@ -40,7 +40,7 @@ class Results:
         if self.plan:
             self._refuse(differences(self.plan["shared"], shared), "")
         for label, settings in plan.methods.items():
-            entry = {"settings": settings, "own_grid": own.get(label, {})}
+            entry = {"settings": settings, "own_grid": own.get(label, {}), "resolved": plan.resolved(label)}
             if label in methods:
                 self._refuse(differences(methods[label], entry), f"{label}: ")
             methods = methods | {label: entry}

@@ -10,18 +10,37 @@ one-step completion of its state. EGSPO is ``step_advantage_weight = 0``. The pl
 steps is ``selection = all``. Under ``low_confidence`` remasking the choice of positions depends on the
 sampled tokens, and the score of the tokens alone is a surrogate; under the other rules it is exact
 (docs/method.md).
+
+Beyond the paper: steps may be drawn at random and weighed by the inverse of their probability, the baseline
+weighed by score norms, lambda fitted. `egspo.objectives.vospo` puts these together.
 """
 
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
-from egspo.ops.advantages import Baseline, stepwise_returns, subtract_baseline
-from egspo.ops.selection import Selection, select_steps
+from egspo.ops.advantages import (
+    Baseline,
+    fitted_weights,
+    score_weighted_baseline,
+    stepwise_returns,
+    subtract_baseline,
+)
+from egspo.ops.selection import (
+    Draws,
+    Selection,
+    draw_steps,
+    entropy_distribution,
+    nonzero_steps,
+    optimal_draws,
+    select_steps,
+    split_draws,
+)
 from egspo.ops.surrogates import KL, clipped_surrogate, is_clipped, kl_estimate
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import step_views
@@ -31,9 +50,12 @@ class Config(base.ObjectiveConfig):
     """Settings of EGSPO-SA; the published ones are the recipe ``objectives/egspo-sa-paper``."""
 
     num_selected_steps: int = Field(8, ge=1, description="K, steps trained on per sample")
-    selection: Selection = "top_entropy"
-    step_advantage_weight: float = Field(
-        0.5, ge=0, description="lambda; 0 is EGSPO without stepwise advantages"
+    selection: Selection | Draws = "top_entropy"
+    uniform_share: float = Field(
+        0.1, ge=0, le=1, description="of steps that are drawn, share of the uniform distribution in theirs"
+    )
+    step_advantage_weight: Annotated[float, Field(ge=0)] | Literal["fitted"] = Field(
+        0.5, description="lambda; 0: EGSPO without stepwise advantages; fitted: the best r - lambda_t r_t"
     )
     step_advantage_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: lambda times the fraction of denoising done before the step"
@@ -41,7 +63,10 @@ class Config(base.ObjectiveConfig):
     normalise_step_advantage: bool = Field(
         False, description="divide by 1 + lambda, as the released code does"
     )
-    baseline: Baseline = "leave_one_out"
+    baseline: Baseline | Literal["score_weighted"] = "leave_one_out"
+    baseline_prior: float = Field(
+        8.0, ge=0, description="score_weighted: completions that the mean of all other groups counts as"
+    )
     epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
     epsilon_high: float = Field(0.5, ge=0, description="clip above")
     ratio: Literal["step", "token"] = Field("step", description="one ratio per step or per revealed token")
@@ -61,7 +86,7 @@ class Objective(base.Objective):
 
     @property
     def wants_step_values(self) -> bool:
-        return self.config.step_advantage_weight > 0
+        return self.config.step_advantage_weight != 0
 
     @property
     def wants_exact_kl(self) -> bool:
@@ -86,42 +111,109 @@ class Objective(base.Objective):
                 f"train.updates_per_rollout: {train.updates_per_rollout} does not divide "
                 f"the {wanted} selected steps"
             )
+        return found + self._unfit(sampler, train)
+
+    def _unfit(self, sampler, train) -> list[str]:
+        """What does not go with steps drawn at random, or with baselines and weights beyond the paper."""
+        config, found = self.config, []
+        draws = self._draws or config.selection == "optimal"
+        if draws and train.update_split == "steps":
+            found.append(
+                f"train.update_split: steps does not fit objective.selection={config.selection}, which draws "
+                "another number of steps for each sample; use samples"
+            )
+        wants = {"selection": "optimal", "step_advantage_weight": "fitted"}
+        if config.baseline == "same_rank":
+            found += [
+                f"objective.{key}: {value} needs an advantage of every step, which baseline 'same_rank' does "
+                "not give; use leave_one_out or score_weighted"
+                for key, value in wants.items()
+                if getattr(config, key) == value
+            ]
+        if config.step_advantage_weight == "fitted" and config.step_advantage_schedule != "constant":
+            found.append(
+                f"objective.step_advantage_schedule: {config.step_advantage_schedule!r} does nothing to "
+                "fitted weights, of which each step has its own; use constant"
+            )
+        if config.baseline == "score_weighted" and sampler.remasking == "low_confidence":
+            found.append(
+                "objective.baseline: score_weighted needs exact scores, which low_confidence lacks; "
+                "set sampler.remasking=top_prob, plackett_luce, left_to_right or random"
+            )
         return found
 
     def num_views(self, sampler) -> int:
-        steps = sampler.diffusion_steps
-        return steps if self.config.selection == "all" else min(steps, self.config.num_selected_steps)
+        steps, config = sampler.diffusion_steps, self.config
+        return steps if config.selection in ("all", "optimal") else min(steps, config.num_selected_steps)
 
     def candidates(self, trajectory: Trajectory) -> Steps | None:
         if not self.wants_step_values:
             return None
-        if self._compares_same_step:
+        if self._judges_all_steps:
             return select_steps("all", 0, trajectory.entropy, trajectory.informative, trajectory.seeds)
         return self._choose(trajectory)
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
+        advantages = self._advantages(rewards)
+        return self._spent(advantages, rewards) if self.config.selection == "optimal" else advantages
+
+    def _spent(self, advantages: Tensor, rewards: Rewards) -> Float[Tensor, "batch steps"]:
+        """The batch's budget of steps drawn by what each is expected to tell; 0 elsewhere.
+
+        A weight may as well stand at the advantage, since the surrogate is proportional to both.
+        """
+        size = advantages.abs() * rewards.score_norm.sqrt()
+        count, share = self.config.num_selected_steps, self.config.uniform_share
+        return advantages * optimal_draws(size, count, rewards.num_generations, share, rewards.seeds)
+
+    def _advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
         batch, num_steps = len(rewards.final), rewards.num_steps
         if rewards.candidates is None:
-            returns = rewards.final.double()[:, None]
-            mask = torch.ones_like(returns, dtype=torch.bool)
-            advantages = subtract_baseline(returns, mask, rewards.num_generations, self.config.baseline)
-            return advantages.expand(batch, num_steps)
-        weight = self._weights(num_steps, rewards.final.device)
-        steps, normalise = rewards.candidates, self.config.normalise_step_advantage
-        returns = stepwise_returns(rewards.final, rewards.step_values, weight[steps.index], normalise)
-        if not self._compares_same_step:
-            advantages = subtract_baseline(returns, steps.mask, rewards.num_generations, self.config.baseline)
-            return _spread(advantages, steps, num_steps)
+            returns = rewards.final.double()[:, None].expand(batch, num_steps)
+            return self._less_baseline(returns, torch.ones_like(returns, dtype=torch.bool), rewards)
+        steps = rewards.candidates
+        if self.config.step_advantage_weight == "fitted":
+            returns = self._fitted_returns(rewards)
+        else:
+            weight = self._weights(num_steps, rewards.final.device)[steps.index]
+            normalise = self.config.normalise_step_advantage
+            returns = stepwise_returns(rewards.final, rewards.step_values, weight, normalise)
+        if not self._judges_all_steps:
+            return _spread(self._less_baseline(returns, steps.mask, rewards), steps, num_steps)
         by_step, mask = _spread(returns, steps, num_steps), _spread(steps.mask.double(), steps, num_steps) > 0
-        return subtract_baseline(by_step, mask, rewards.num_generations, self.config.baseline)
+        return self._less_baseline(by_step, mask, rewards)
+
+    def _less_baseline(
+        self, returns: Tensor, mask: Tensor, rewards: Rewards
+    ) -> Float[Tensor, "batch chosen"]:
+        if self.config.baseline == "score_weighted":
+            size, prior = rewards.num_generations, self.config.baseline_prior
+            advantages = score_weighted_baseline(returns, rewards.score_norm, size, prior)
+            return advantages.masked_fill(~mask, 0.0)
+        return subtract_baseline(returns, mask, rewards.num_generations, self.config.baseline)
+
+    def _fitted_returns(self, rewards: Rewards) -> Float[Tensor, "batch chosen"]:
+        """``r - lambda_t r_t``; a step's lambda is that of all samples, wherever it stands among theirs."""
+        steps = rewards.candidates
+        values = _spread(rewards.step_values, steps, rewards.num_steps)
+        weight = fitted_weights(rewards.final, values, rewards.score_norm, rewards.num_generations)
+        return rewards.final.double()[:, None] - weight.gather(1, steps.index) * rewards.step_values
 
     def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
+        if self.config.selection == "optimal":
+            return nonzero_steps(advantages * trajectory.informative, trajectory.num_steps)
+        if self._draws:
+            return nonzero_steps(self._drawn(trajectory), self.config.num_selected_steps)
         return self._choose(trajectory)
 
     def views(
         self, trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"], iteration: int
     ) -> Views:
-        return step_views(trajectory, steps, advantages)
+        views = step_views(trajectory, steps, advantages)
+        if not self._draws:
+            return views
+        weight = self._drawn(trajectory).gather(1, steps.index)
+        return replace(views, weight=views.weight * weight.to(views.weight.dtype))
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         log_ratio, advantage, weight = self._ratios(scores, views)
@@ -143,8 +235,24 @@ class Objective(base.Objective):
         return LossOutput(loss, metrics)
 
     @property
-    def _compares_same_step(self) -> bool:
-        return self.config.baseline in ("same_step", "leave_one_out")
+    def _judges_all_steps(self) -> bool:
+        """Whether steps have advantages that are not trained on: to be compared, or to be chosen by."""
+        config = self.config
+        compared = config.baseline in ("same_step", "leave_one_out", "score_weighted")
+        return compared or config.selection == "optimal" or config.step_advantage_weight == "fitted"
+
+    @property
+    def _draws(self) -> bool:
+        """Whether each sample draws its steps by entropy."""
+        return self.config.selection in ("entropy_sampled", "top_and_sampled")
+
+    def _drawn(self, trajectory: Trajectory) -> Float64[Tensor, "batch steps"]:
+        """What each step's loss counts, 0 for those that were not drawn."""
+        count, share = self.config.num_selected_steps, self.config.uniform_share
+        draws = (trajectory.entropy, trajectory.informative, share)
+        if self.config.selection == "top_and_sampled":
+            return split_draws(*draws, count, trajectory.seeds)
+        return draw_steps(entropy_distribution(*draws), count, trajectory.seeds)
 
     def _choose(self, trajectory: Trajectory) -> Steps:
         config = self.config

@@ -9,8 +9,10 @@ from torch import Tensor
 Baseline = Literal["same_rank", "same_step", "leave_one_out", "batch", "none"]
 BASELINES = get_args(Baseline)
 
+DOUBLE = torch.float64
 _ROUNDING = 1e-9
 _SMALLEST_SPREAD = 1e-4
+_CERTAIN = 1e-9
 
 
 def stepwise_returns(
@@ -55,6 +57,59 @@ def subtract_baseline(
         mean = groups.sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
     advantages = (groups - mean).flatten(0, 1)
     return advantages.masked_fill(~mask | (advantages.abs() < _ROUNDING), 0.0)
+
+
+def score_weighted_baseline(
+    returns: Float64[Tensor, "batch steps"],
+    score_norm: Float[Tensor, "batch steps"],
+    num_generations: int,
+    prior: float,
+) -> Float64[Tensor, "batch steps"]:
+    """Returns less ``b_i = (sum_{j != i} w_j R_j + k b_rest) / (sum_{j != i} w_j + k)``, step by step.
+
+    With w the squared norms of the scores, ``E[w R] / E[w]`` is the constant that leaves the estimate
+    ``(R - b) grad log pi`` the least variance (Greensmith, Bartlett and Baxter, JMLR 5, 2004). It is
+    estimated from the group's other members, of which there are few, and therefore drawn towards ``b_rest``,
+    the same mean over all other groups, as if that had been seen ``prior`` times (k is ``prior`` mean
+    weights). The sample's own action does not enter its baseline, so that nothing is biased.
+    """
+    weight = score_norm.double().unflatten(0, (-1, num_generations)) + _CERTAIN
+    groups = returns.unflatten(0, (-1, num_generations))
+    # Sums over the others as such: less the own term of a whole sum, small weights would drown in rounding.
+    members, peers = (
+        1 - torch.eye(n, dtype=torch.float64, device=returns.device) for n in weight.shape[1::-1]
+    )
+    product, num_groups = weight * groups, len(weight)
+    rest = torch.einsum("gh,hit->gt", peers, product), torch.einsum("gh,hit->gt", peers, weight)
+    kappa = prior * rest[1] / max(1, (num_groups - 1) * num_generations)
+    mean = rest[0] / rest[1].clamp(min=_CERTAIN)
+    others = (members @ product + (kappa * mean)[:, None]) / (members @ weight + kappa[:, None])
+    advantages = (groups - others).flatten(0, 1)
+    return advantages.masked_fill(advantages.abs() < _ROUNDING, 0.0)
+
+
+def fitted_weights(
+    final: Float[Tensor, "batch"],
+    step_values: Float64[Tensor, "batch steps"],
+    score_norm: Float[Tensor, "batch steps"],
+    num_generations: int,
+) -> Float64[Tensor, "batch steps"]:
+    """The lambda_t in [0, 1] by which a one-step reward is best subtracted from the reward, for each group.
+
+    The control variate ``r - lambda_t v_t`` leaves ``(r - lambda_t v_t - b) grad log pi`` the least variance
+    at the coefficient of the regression of r on v_t within groups, weighted by squared score norms. It is
+    fitted on all groups but the sample's own, and so does not depend on what the sample did.
+    """
+    weight = score_norm.double().unflatten(0, (-1, num_generations))
+    rewards = final.double()[:, None].expand_as(step_values).unflatten(0, (-1, num_generations))
+    values = step_values.unflatten(0, (-1, num_generations))
+    total = weight.sum(1, keepdim=True).clamp(min=_CERTAIN)
+    rewards = rewards - (weight * rewards).sum(1, keepdim=True) / total
+    values = values - (weight * values).sum(1, keepdim=True) / total
+    both, own = (weight * rewards * values).sum(1), (weight * values.square()).sum(1)
+    both, own = both.sum(0) - both, own.sum(0) - own
+    fitted = torch.where(own > _ROUNDING, both / own.clamp(min=_ROUNDING), 0.0).clamp(0, 1)
+    return fitted.repeat_interleave(num_generations, dim=0)
 
 
 def likelihood_weights(

@@ -41,6 +41,16 @@ def entropy(logp: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     return torch.special.entr(logp.exp()).sum(-1)
 
 
+def score_norm(logp: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Squared norm of the gradient of ``log p(token)`` with respect to the logits at temperature 1.
+
+    The gradient is ``onehot(token) - p``, so its squared norm is ``1 - 2 p(token) + sum_v p(v)^2``: 0 for a
+    token that is certain, near 1 for an improbable one. At another temperature all norms have one factor.
+    """
+    square = (2 * logp).exp().sum(-1)
+    return (1 - 2 * gather_logp(logp, tokens).exp() + square).clamp(min=0)
+
+
 def gather_logp(
     logp: Float[Tensor, "*batch vocab"], tokens: Int[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:

@@ -16,6 +16,8 @@ from egspo.types import Steps
 
 Selection = Literal["top_entropy", "random", "uniform", "all"]
 SELECTIONS = get_args(Selection)
+Draws = Literal["entropy_sampled", "top_and_sampled", "optimal"]
+"""Rules that draw steps at random and weigh each by the inverse of its probability."""
 
 
 def select_steps(
@@ -95,6 +97,67 @@ def draw_steps(
     return torch.where(possible, times / (num_draws * probability.masked_fill(~possible, 1.0)), 0.0)
 
 
+def split_draws(
+    entropy: Float[Tensor, "batch steps"],
+    eligible: Bool[Tensor, "batch steps"],
+    uniform_share: float,
+    num_steps: int,
+    seeds: Int[Tensor, "batch"],
+) -> Float64[Tensor, "batch steps"]:
+    """Importance weights of the half of ``num_steps`` of highest entropy, kept for certain, and of draws.
+
+    The other half is drawn from the remaining steps by `entropy_distribution`, so that the weighted sum has
+    the sum over all steps as its expectation, without the variance of drawing the steps that matter most.
+    """
+    kept = select_steps("top_entropy", (num_steps + 1) // 2, entropy, eligible, seeds)
+    certain = torch.zeros_like(eligible).scatter(1, kept.index, kept.mask)
+    rest = eligible & ~certain
+    probability = entropy_distribution(entropy, rest, uniform_share)
+    drawn = draw_steps(probability, num_steps // 2, seeds) if num_steps > 1 else torch.zeros_like(probability)
+    return certain.double() + drawn
+
+
+def optimal_draws(
+    size: Float[Tensor, "batch steps"],
+    num_steps: int,
+    num_generations: int,
+    uniform_share: float,
+    seeds: Int[Tensor, "batch"],
+) -> Float64[Tensor, "batch steps"]:
+    """Importance weights ``1 / p`` of steps drawn with probability ``p = min(1, c size)``, 0 for the others.
+
+    ``size`` is the norm that a step's term of the gradient is expected to have. For a budget of steps, the
+    sum of the drawn terms over their probabilities has the least variance if these are proportional to the
+    norms (importance sampling; for gradients: Alain et al., arXiv 1511.06481). The whole batch shares its
+    budget, ``num_steps`` a sample: ``c`` is such that the p add up to it, or to the number of steps of size
+    above 0. ``uniform_share`` of the size is spread evenly over those, against sizes that are wrong. The draw
+    is systematic: one uniform number a group, and as many of its steps as their p add up to.
+    """
+    possible = size > 0
+    share = size.double() / size.double().sum().clamp(min=_SMALLEST_SHARE)
+    evenly = possible.double() / possible.sum().clamp(min=1)
+    share = torch.where(possible, (1 - uniform_share) * share + uniform_share * evenly, 0.0)
+    probability = _inclusion(share.flatten(), num_steps * len(size)).view_as(share)
+    start = uniform(seeds[::num_generations], SELECTION, 1, 1)
+    edges = probability.unflatten(0, (-1, num_generations)).flatten(1).cumsum(1) + start
+    drawn = edges.floor() > torch.cat([start, edges[:, :-1]], dim=1).floor()
+    drawn = drawn.unflatten(1, (num_generations, -1)).flatten(0, 1) & possible
+    return torch.where(drawn, 1 / probability.masked_fill(~drawn, 1.0), 0.0)
+
+
+def _inclusion(share: Float64[Tensor, "items"], budget: int) -> Float64[Tensor, "items"]:
+    """``min(1, c share)`` with c such that they add up to ``budget``, or all 1 if that suffices for all."""
+    if int((share > 0).sum()) <= budget:
+        return (share > 0).double()
+    ranked = share.sort(descending=True).values
+    # With the m largest certain, the rest share budget - m: the least m at which none of them exceeds 1.
+    after = ranked.flip(0).cumsum(0).flip(0)
+    certain = torch.arange(len(share), device=share.device)
+    scale = (budget - certain) / after.clamp(min=_SMALLEST_SHARE)
+    least = int((scale * ranked <= 1).long().argmax())
+    return (scale[least] * share).clamp(max=1.0)
+
+
 def nonzero_steps(weight: Float[Tensor, "batch steps"], num_selected: int) -> Steps:
     """The steps of weight other than 0 in their own order; each row has at most ``num_selected``."""
     chosen = weight != 0
@@ -104,3 +167,4 @@ def nonzero_steps(weight: Float[Tensor, "batch steps"], num_selected: int) -> St
 
 
 _SMALLEST_ENTROPY = 1e-8
+_SMALLEST_SHARE = 1e-300
