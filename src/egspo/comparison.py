@@ -40,6 +40,7 @@ def compare(
     from egspo.compare.conduct import compare as conduct
     from egspo.compare.conduct import num_runs
     from egspo.compare.plan import Plan, parse_budget
+    from egspo.compare.results import Results
     from egspo.compose import split_settings
     from egspo.report import write_report
     from egspo.settings import whole_numbers
@@ -52,8 +53,9 @@ def compare(
     if plan.config.search_seed in numbers:
         raise ValueError(f"--seeds: {plan.config.search_seed} is compare.search_seed; choose others")
     against = against or next(iter(plan.methods))
-    if against not in plan.methods:
-        raise ValueError(f"--against: {against!r} is not compared; known: {', '.join(plan.methods)}")
+    known = [*dict.fromkeys([*plan.methods, *Results(out).labels])]
+    if against not in known:
+        raise ValueError(f"--against: {against!r} is not compared; known: {', '.join(known)}")
     total = num_runs(plan, numbers, out)
     if dry_run:
         return typer.echo(f"{plan.describe()}\nruns: {total} to make, results in {out}, not written to")

@@ -1,7 +1,11 @@
 """Whole comparisons on the toy task, by the command; a run is a second or two."""
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +162,38 @@ def test_training_is_that_of_egspo_train(tmp_path: Path):
     trainer.train()
     rewards = [row["reward/mean"] for row in runs.rows(tmp_path / "alone")]
     assert [point["metrics"]["reward/mean"] for point in curve[1:]] == rewards
+
+
+def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path):
+    arguments = [*TOY, "train.max_steps=60", "--objectives", "egspo", "--seeds", "0", "--no-search"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert runs.egspo("compare", *arguments, "--out", str(whole)).code == 0
+    command = [sys.executable, "-m", "egspo", "compare", *arguments, "--out", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    curve = killed / "work/runs/egspo-0/curve.jsonl"
+    assert within(60, lambda: len(read_curve(curve)) > 3), "the run began"
+    process.kill()
+    process.wait()
+    assert within(20, lambda: not workers_in(killed)), "its worker ended with it"
+    assert not (killed / "curves").exists()
+    assert runs.egspo("compare", *arguments, "--out", str(killed)).code == 0
+    assert timeless(points(killed, "egspo", 0)) == timeless(points(whole, "egspo", 0))
+
+
+def within(seconds: float, what) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not what():
+        time.sleep(0.05)
+    return what()
+
+
+def workers_in(folder: Path) -> list[str]:
+    """Command lines of processes that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # a process may end while it is looked at
+            found.append(path.read_bytes().decode())
+    return [line for line in found if str(folder) in line]
 
 
 def test_a_run_that_fails_ends_the_comparison_with_its_last_words(tmp_path: Path):

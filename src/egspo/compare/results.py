@@ -58,7 +58,7 @@ class Results:
 
     @property
     def labels(self) -> list[str]:
-        return list(self.plan["methods"])
+        return list(self.plan.get("methods", {}))
 
     def chosen(self, label: str) -> Values | None:
         """What the search chose for a method; None before it."""

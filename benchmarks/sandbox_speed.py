@@ -1,6 +1,6 @@
 """Short programs that the sandbox judges a second, in each tier that works here.
 
-    python benchmarks/sandbox.py
+    python benchmarks/sandbox_speed.py
 
 Different programs with three tests each, as many at a time as there are cores. `Sandbox.run` is timed after
 one warm-up program; the table goes to ``benchmarks/results/sandbox.json``. On a machine with other work
