@@ -90,6 +90,7 @@ def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
     [
         ([], ["egspoo"], {}, "--objectives: 'egspoo' is no method; did you mean 'egspo'?"),
         (["compare.methods={}"], [], {}, "--objectives: none"),
+        ([], ["wd1", "wd1"], {}, "--objectives: wd1, wd1 has a label twice"),
         (["compare.grids={}"], ["egspo"], {}, "compare.grids: unknown key; did you mean 'grid'?"),
         (["compare.rungs=[0.5, 0.25]"], ["egspo"], {}, "compare.rungs: [0.5, 0.25]; give rising shares"),
         (["compare.grid={objective.psi: []}"], ["wd1"], {}, "compare.grid.objective.psi: no value to try"),

@@ -108,6 +108,8 @@ class Plan:
         labels = list(objectives) or list(self.config.methods)
         if not labels:
             raise ConfigError(["--objectives: none; name some, or give a file with compare.methods"])
+        if len({_label(name) for name in labels}) < len(labels):
+            raise ConfigError([f"--objectives: {', '.join(labels)} has a label twice; name each method once"])
         self.methods = {_label(name): self._method(name) for name in labels}
         train = self._parsed(self._merged(next(iter(self.methods)), {})).train
         self.batch = train.prompts_per_step * train.num_generations

@@ -126,7 +126,7 @@ def table(comparison: dict[str, Any], title: str) -> str:
     for kind, rows in comparison["budgets"].items():
         lines += [
             "",
-            f"## At {comparison['limits'][kind]:,} {UNITS[kind]} a run",
+            f"## At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run",
             "",
             *_rows(comparison, kind, rows),
         ]

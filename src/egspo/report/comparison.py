@@ -63,7 +63,7 @@ def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
         f"Mean over seeds with Student's 95 % interval. Difference to {against}, paired by seed and "
         "problem, with its bootstrap interval; p of the paired t-test over seeds, adjusted by Holm."
     )
-    head = f"At {comparison['limits'][kind]:,} {UNITS[kind]} a run"
+    head = f"At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run"
     return f"<h2>{text(head)}</h2>\n{table(HEADER, rows, numeric=HEADER[1:7])}\n<p>{text(note)}</p>"
 
 
