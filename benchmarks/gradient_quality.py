@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from egspo import registry
-from egspo.compose import merge
+from egspo.compose import ConfigError, merge
 from egspo.config import SFTRun, parse_config
 from egspo.policy import Policy, build_policy, load_policy
 from egspo.sft import SFTTrainer
@@ -109,9 +109,17 @@ def fill(
 
 
 def known_arms(own: dict[str, str], base: dict) -> list[Arm]:
-    """The table's arms, and those of command lines."""
+    """The table's arms, but for those that the sampler rules out, and those of command lines."""
     steps, chosen = base["sampler"]["diffusion_steps"], base["objective"]["num_selected_steps"]
-    return distinct([make_arm(name, line, base) for name, line in (table(steps, chosen) | own).items()])
+    arms = []
+    for name, line in (table(steps, chosen) | own).items():
+        try:
+            arms.append(make_arm(name, line, base))
+        except ConfigError as error:
+            if name in own:
+                raise
+            print(f"left out: {name}: {error}", file=sys.stderr)
+    return distinct(arms)
 
 
 def choose(known: list[Arm], only: str) -> list[Arm]:
