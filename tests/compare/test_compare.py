@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import runs
-from egspo.compare import worker
+from egspo.compare import RunFailed, worker
 from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan
 from egspo.compare.search import Trial, _best, _kept
@@ -151,7 +151,7 @@ def test_a_run_that_goes_on_has_the_curve_of_one_that_was_never_stopped(tmp_path
 def test_a_budget_in_seconds_is_read_where_it_is_spent(tmp_path: Path):
     settings = {"optim.lr_scheduler_type": "constant", "compare.eval_steps": 1000}
     curve = start(tmp_path, 64, 0.3, **settings)
-    assert [point["step"] for point in curve][0] == 0 and len(curve) == 2
+    assert len(curve) == 2 and curve[0]["step"] == 0
     assert 0.3 <= curve[1]["seconds"] < 3 and curve[1]["samples"] >= 64
 
 
@@ -201,9 +201,7 @@ def test_a_run_that_fails_ends_the_comparison_with_its_last_words(tmp_path: Path
     run = plan.final(
         "egspo", {"model.model_name_or_path": "tiny:none", "model.init": None}, 0, tmp_path / "run"
     )
-    from egspo.compare import RunFailed
-
-    with pytest.raises(RunFailed, match="egspo: its run failed: .*no shipped model 'tiny:none'"):
+    with pytest.raises(RunFailed, match=r"egspo: its run failed: .*no shipped model 'tiny:none'"):
         Jobs(2).run([run], lambda run: None)
 
 
