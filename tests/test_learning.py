@@ -21,6 +21,7 @@ OWN = {
     "d2_stepmerge": ["objective.num_segments=2"],
     "just_grpo": ["sampler.remasking=left_to_right"],
     "mdpo": ["objective.num_selected_steps=2"],
+    "vospo": ["objective.num_selected_steps=1", "sampler.remasking=top_prob"],
 }
 
 

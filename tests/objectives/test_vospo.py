@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import runs
 from egspo.config import SamplerConfig
 from egspo.likelihood import score
 from egspo.objectives import egspo, vospo
@@ -219,16 +218,3 @@ def test_impossible_settings(settings, sampler, train, words):
     plain = {"max_completion_length": 8, "block_length": 8, "diffusion_steps": 8, "remasking": "top_prob"}
     found = make_objective(**settings).problems(SamplerConfig(**(plain | sampler)), TrainConfig(**train))
     assert any(words in line for line in found), found
-
-
-def test_it_learns_the_toy_task(tmp_path):
-    settings = ["objective={name: vospo, num_selected_steps: 1}", "sampler.remasking=top_prob"]
-    trainer = runs.trainer(
-        tmp_path,
-        *settings,
-        "train={max_steps: 60, prompts_per_step: 16, num_generations: 8}",
-        "optim.learning_rate=3e-3",
-    )
-    trainer.train()
-    earned = [row["reward/mean"] for row in runs.rows(tmp_path)]
-    assert sum(earned[-10:]) / 10 > 2 * sum(earned[:10]) / 10 + 0.05
