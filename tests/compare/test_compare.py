@@ -103,7 +103,7 @@ def test_other_settings_do_not_fit_into_the_folder(made: Path):
         (["eval.batch_size=7"], "base.eval"),
         (["--budget", "samples=128"], "budget.samples"),
     ):
-        ended = compare(made, "--objectives", "egspo", "--seeds", "0", *options)
+        ended = compare(made, "--objectives", "egspo", "--seeds", "0", "--dry-run", *options)
         assert ended.code == 2 and "holds a comparison with other settings" in ended.err
         assert field in ended.err, ended.err
 

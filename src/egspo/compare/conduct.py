@@ -58,8 +58,13 @@ def compare(
 
 
 def num_runs(plan: Plan, seeds: Sequence[int], folder: Path) -> int:
-    """Processes that are still to be started, at most."""
+    """Processes that are still to be started, at most.
+
+    Raises:
+        ValueError: if the folder holds a comparison with other settings.
+    """
     results = Results(folder)
+    results.check(plan)
     searches = [num_trials(plan, label) for label in plan.methods if results.chosen(label) is None]
     return sum(searches) + sum(not results.has(label, seed) for label in plan.methods for seed in seeds)
 

@@ -29,11 +29,11 @@ class Results:
         self.plan = self._read("plan.json", {})
         self.trials = [Trial(**row) for row in self._read("search.json", [])]
 
-    def open(self, plan: Plan) -> None:
-        """Create the folder, or check that the plan's runs can stand beside those that it holds.
+    def check(self, plan: Plan) -> dict[str, Any]:
+        """What ``plan.json`` holds once the plan's runs stand beside those that are there.
 
         Raises:
-            ValueError: naming the settings that differ.
+            ValueError: naming the settings by which they cannot.
         """
         shared, methods = plan.shared(), self.plan.get("methods", {})
         own = shared.pop("own")
@@ -44,7 +44,15 @@ class Results:
             if label in methods:
                 self._refuse(differences(methods[label], entry), f"{label}: ")
             methods = methods | {label: entry}
-        self.plan = {"shared": shared, "methods": methods}
+        return {"shared": shared, "methods": methods}
+
+    def open(self, plan: Plan) -> None:
+        """Create the folder, or add the plan to it.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.plan = self.check(plan)
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / ".gitignore").write_text("*\n", encoding="utf-8")
         self._write("plan.json", self.plan)
