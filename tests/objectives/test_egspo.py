@@ -8,7 +8,8 @@ import torch
 
 from egspo.config import SamplerConfig
 from egspo.objectives import egspo
-from egspo.types import Rewards, Scores, Steps, Trajectory, Views
+from egspo.types import Rewards, Scores, Steps, Trajectory
+from handmade import make_views
 
 MASK = 9
 DOUBLE = torch.float64
@@ -163,22 +164,6 @@ def test_drawn_positions_are_scored_among_the_candidates_of_their_block():
     # -1: could have been drawn; -2: of another block, or revealed before.
     assert views.order[0].tolist() == [[1, 0, -2, -2], [-2, -2, 0, -1], [-2, -2, -2, 0]]
     assert views.old_position_logp.tolist() == [[-0.1, -0.2, -0.3], [-0.4, 0, 0]]
-
-
-def make_views(**changes):
-    """One sample, two views of three positions: two tokens, then one; a third view is padding."""
-    fields = {
-        "inputs": torch.zeros(1, 3, 4, dtype=torch.long),
-        "attention_mask": torch.ones(1, 4, dtype=torch.bool),
-        "targets": torch.zeros(1, 3, dtype=torch.long),
-        "scored": torch.tensor([[[True, True, False], [False, False, True], [False] * 3]]),
-        "weight": torch.tensor([[0.5, 0.25, 0.0]], dtype=DOUBLE),
-        "advantages": torch.tensor([[2.0, -4.0, 5.0]], dtype=DOUBLE),
-        "step": torch.tensor([[0, 1, 0]]),
-        "old_token_logp": torch.tensor([[[-1.0, -2.0, 0.0], [0.0, 0.0, -3.0], [0.0] * 3]], dtype=DOUBLE),
-        "old_position_logp": torch.zeros(1, 3, dtype=DOUBLE),
-    }
-    return Views(**(fields | changes))
 
 
 def make_scores(views, ratios):

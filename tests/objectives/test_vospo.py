@@ -205,7 +205,20 @@ def test_each_part_is_a_setting_of_egspo(case, cut):
             {},
             "objective.step_advantage_weight: fitted needs an advantage of every step",
         ),
-        ({"step_advantage_schedule": "linear"}, {}, {}, "does nothing to fitted weights"),
+        ({"step_advantage_schedule": "linear"}, {}, {}, "'linear' does nothing without a number as step"),
+        ({"normalise_step_advantage": True}, {}, {}, "True does nothing without a number as step_advantage"),
+        (
+            {"selection": "all", "uniform_share": 0.2},
+            {},
+            {},
+            "0.2 does nothing without a selection",
+        ),
+        (
+            {"baseline": "none", "baseline_prior": 1.0},
+            {},
+            {},
+            "1.0 does nothing without baseline=score",
+        ),
         (
             {},
             {},

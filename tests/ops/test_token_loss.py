@@ -6,25 +6,10 @@ import pytest
 import torch
 
 from egspo.ops.token_loss import TOKEN_METRICS, clipped_token_loss, token_log_ratios
-from egspo.types import Scores, Views
+from egspo.types import Scores
+from handmade import make_views
 
 DOUBLE = torch.float64
-
-
-def make_views(**changes):
-    """One sample, two views of three positions: two tokens, then one; a third view is padding."""
-    fields = {
-        "inputs": torch.zeros(1, 3, 4, dtype=torch.long),
-        "attention_mask": torch.ones(1, 4, dtype=torch.bool),
-        "targets": torch.zeros(1, 3, dtype=torch.long),
-        "scored": torch.tensor([[[True, True, False], [False, False, True], [False] * 3]]),
-        "weight": torch.tensor([[0.5, 0.25, 0.0]], dtype=DOUBLE),
-        "advantages": torch.tensor([[2.0, -4.0, 5.0]], dtype=DOUBLE),
-        "step": torch.tensor([[0, 1, 0]]),
-        "old_token_logp": torch.tensor([[[-1.0, -2.0, 0.0], [0.0, 0.0, -3.0], [0.0] * 3]], dtype=DOUBLE),
-        "old_position_logp": torch.zeros(1, 3, dtype=DOUBLE),
-    }
-    return Views(**(fields | changes))
 
 
 def make_scores(views, ratios, places=(1, 1, 1)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +81,8 @@ class Jobs:
             return
         said = (folder / "output.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         last = said[-1] if said else "no output"
+        if code < 0:
+            last = f"it was ended by {signal.Signals(-code).name}"
         if not last.startswith("FloatingPointError"):
             raise RunFailed(f"{run.label}: its run failed: {last} (all of it: {folder / 'output.log'})")
         (folder / DIVERGED).write_text(last + "\n", encoding="utf-8")

@@ -41,7 +41,8 @@ from egspo.ops.selection import (
     select_steps,
     split_draws,
 )
-from egspo.ops.surrogates import KL, clipped_surrogate, is_clipped, kl_estimate
+from egspo.ops.surrogates import KL, kl_estimate
+from egspo.ops.token_loss import TOKEN_METRICS, clipped_loss
 from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import step_views
 
@@ -80,7 +81,7 @@ class Objective(base.Objective):
     name = "egspo"
     description = "entropy-guided step selection with stepwise advantages (EGSPO, EGSPO-SA)"
     paper = "arXiv 2603.12554"
-    metric_keys = ("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl")
+    metric_keys = TOKEN_METRICS
     Config = Config
     config: Config
 
@@ -130,16 +131,28 @@ class Objective(base.Objective):
                 for key, value in wants.items()
                 if getattr(config, key) == value
             ]
-        if config.step_advantage_weight == "fitted" and config.step_advantage_schedule != "constant":
-            found.append(
-                f"objective.step_advantage_schedule: {config.step_advantage_schedule!r} does nothing to "
-                "fitted weights, of which each step has its own; use constant"
-            )
         if config.baseline == "score_weighted" and sampler.remasking == "low_confidence":
             found.append(
                 "objective.baseline: score_weighted needs exact scores, which low_confidence lacks; "
                 "set sampler.remasking=top_prob, plackett_luce, left_to_right or random"
             )
+        return found + self._idle()
+
+    def _idle(self) -> list[str]:
+        """Settings other than their defaults that nothing would read."""
+        config, found = self.config, []
+        read = {
+            "uniform_share": self._draws or config.selection == "optimal",
+            "baseline_prior": config.baseline == "score_weighted",
+            "step_advantage_schedule": config.step_advantage_weight != "fitted",
+            "normalise_step_advantage": config.step_advantage_weight != "fitted",
+        }
+        needs = {"uniform_share": "a selection that draws", "baseline_prior": "baseline=score_weighted"}
+        for key, used in read.items():
+            value, default = getattr(config, key), type(config).model_fields[key].default
+            if not used and value != default:
+                need = needs.get(key, "a number as step_advantage_weight")
+                found.append(f"objective.{key}: {value!r} does nothing without {need}; use {default!r}")
         return found
 
     def num_views(self, sampler) -> int:
@@ -217,22 +230,9 @@ class Objective(base.Objective):
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         log_ratio, advantage, weight = self._ratios(scores, views)
-        low, high = self.config.epsilon, self.config.epsilon_high
-        policy = (weight * clipped_surrogate(log_ratio, advantage, low, high)).sum()
-        clipped = is_clipped(log_ratio.detach(), advantage, low, high) & (weight != 0)
-        count = float((weight != 0).sum())
-        metrics = {
-            "loss/clip_fraction": (float(clipped.sum()), count),
-            "loss/ratio": (float((log_ratio.detach().exp() * (weight != 0)).sum()), count),
-        }
-        kl_sum, loss = 0.0, policy
-        if self.config.beta:
-            kl = self._kl(scores, reference, views)
-            loss = policy + self.config.beta * (views.weight * kl).sum()
-            kl_sum = float((kl.detach() * (views.weight != 0)).sum())
-        metrics["loss/policy"] = (float(policy.detach()), 0.0)
-        metrics["loss/kl"] = (kl_sum, float((views.weight != 0).sum()))
-        return LossOutput(loss, metrics)
+        clip, beta = (self.config.epsilon, self.config.epsilon_high), self.config.beta
+        kl = self._kl(scores, reference, views) if beta else None
+        return clipped_loss(log_ratio, advantage, weight, clip, views.weight, kl, beta)
 
     @property
     def _judges_all_steps(self) -> bool:

@@ -12,7 +12,7 @@ from egspo.types import LossOutput, Scores, Views
 TokenKL = Literal["k1", "k2", "k3"]
 
 TOKEN_METRICS = ("loss/policy", "loss/clip_fraction", "loss/ratio", "loss/kl")
-"""Keys of the metrics that `clipped_token_loss` returns."""
+"""Keys of the metrics that `clipped_loss` returns."""
 
 
 def clipped_token_loss(
@@ -33,20 +33,40 @@ def clipped_token_loss(
     log_ratio, acted = token_log_ratios(scores, views)
     weight = views.weight[..., None] * acted
     advantage = views.advantages[..., None].expand_as(log_ratio)
-    policy = (weight * clipped_surrogate(log_ratio, advantage, epsilon, epsilon_high)).sum()
-    seen, ratio = weight != 0, log_ratio.detach().exp()
+    by_view = None
+    if beta:
+        by_view = (kl_estimate(kl, scores.token_logp, reference.token_logp) * views.scored).sum(-1)
+    clip = (epsilon, epsilon_high)
+    return clipped_loss(log_ratio, advantage, weight, clip, views.weight, by_view, beta)
+
+
+def clipped_loss(
+    log_ratio: Float[Tensor, "*ratios"],
+    advantage: Float[Tensor, "*ratios"],
+    weight: Float[Tensor, "*ratios"],
+    clip: tuple[float, float],
+    view_weight: Float[Tensor, "batch views"],
+    kl: Float[Tensor, "batch views"] | None,
+    beta: float,
+) -> LossOutput:
+    """``sum weight * -min(rho A, clip(rho) A) + beta sum_v w_v KL_v``, whatever the ratios are of.
+
+    ``clip`` is epsilon below and above; ``kl`` is needed with ``beta`` only. Ratios and views of weight 0 are
+    not counted in the metrics (`TOKEN_METRICS`).
+    """
+    policy = (weight * clipped_surrogate(log_ratio, advantage, *clip)).sum()
+    seen, before = weight != 0, log_ratio.detach()
     count = float(seen.sum())
-    clipped = is_clipped(log_ratio.detach(), advantage, epsilon, epsilon_high) & seen
+    clipped = is_clipped(before, advantage, *clip) & seen
     loss, total = policy, 0.0
     if beta:
-        each = kl_estimate(kl, scores.token_logp, reference.token_logp) * views.scored
-        loss = policy + beta * (views.weight * each.sum(-1)).sum()
-        total = float((each.detach().sum(-1) * (views.weight != 0)).sum())
+        loss = policy + beta * (view_weight * kl).sum()
+        total = float((kl.detach() * (view_weight != 0)).sum())
     metrics = {
         "loss/policy": (float(policy.detach()), 0.0),
         "loss/clip_fraction": (float(clipped.sum()), count),
-        "loss/ratio": (float((ratio * seen).sum()), count),
-        "loss/kl": (total, float((views.weight != 0).sum())),
+        "loss/ratio": (float((before.exp() * seen).sum()), count),
+        "loss/kl": (total, float((view_weight != 0).sum())),
     }
     return LossOutput(loss, metrics)
 
