@@ -34,7 +34,7 @@ LAYERS = (
     ("compose", "sections", "config"),
     ("models", "policy"),
     ("likelihood", "denoising", "rollout", "rewards"),
-    ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing"),
+    ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing", "replay"),
     ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),
     ("compare",),

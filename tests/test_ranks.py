@@ -34,8 +34,12 @@ IDLE = (
     *("objective.step_advantage_weight=0", "sampler.temperature=0.7"),
 )
 SHUFFLED = ("train.permute_rewards=true", "train.updates_per_rollout=2", "objective.baseline=batch")
+REPLAYED = (
+    *("objective.name=sure", "objective.num_replayed=5", "objective.min_reward=0.5"),
+    *("train.updates_per_rollout=2", "train.max_steps=4", "train.microbatch_size=2"),
+)
 SFT = (SMOOTH, "sft.max_steps=20", "sft.batch_size=9", "sft.eval_steps=10", "eval.limit=7")
-NAMES = ("adapted", "idle", "shuffled", "sft")
+NAMES = ("adapted", "idle", "shuffled", "replayed", "sft")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,9 @@ def base(tmp_path_factory) -> Path:
 
 
 def rl_settings(name: str, base: Path) -> tuple[str, ...]:
-    settings = {"full": FULL, "adapted": ADAPTED, "idle": IDLE, "shuffled": SHUFFLED}[name]
+    settings = {"full": FULL, "adapted": ADAPTED, "idle": IDLE, "shuffled": SHUFFLED, "replayed": REPLAYED}[
+        name
+    ]
     return (*runs.from_base(base), SMOOTH, *settings)
 
 

@@ -123,11 +123,24 @@ def test_a_killed_sft_goes_on(tmp_path: Path):
 # ---- the same in one process, wherever the crash comes -------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["full", "lora"])
+# What was kept of earlier rollouts is a memory too.
+REPLAYING = (
+    "objective.name=sure",
+    "objective.beta=0",
+    "objective.num_replayed=6",
+    "objective.min_reward=0.5",
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("model.use_peft=false",), ("model.use_peft=true",), REPLAYING],
+    ids=["full", "lora", "replay"],
+)
 def whole(request, base: Path, tmp_path_factory) -> tuple[Path, tuple[str, ...]]:
     """A run that nothing interrupted, and its settings."""
-    adapted = f"model.use_peft={request.param}"
-    settings = (*runs.from_base(base), *RL_SETTINGS, adapted, "train.max_steps=8", "train.save_steps=3")
+    lengths = ("train.max_steps=8", "train.save_steps=3")
+    settings = (*runs.from_base(base), *RL_SETTINGS, *lengths, *request.param)
     folder = tmp_path_factory.mktemp("whole")
     runs.trainer(folder, *settings).train()
     return folder, settings

@@ -133,7 +133,7 @@ def load_of(config: BaseRun, prompt: int, ranks: int = 1) -> Load:
         return Load(prompt, rows, length, False, validation_rows=validated)
     train = config.train
     completions = max(1, train.prompts_per_step // ranks) * train.num_generations
-    rows, canvases, places = _canvases(config, completions)
+    rows, canvases, places = _canvases(config, completions, ranks)
     return Load(
         prompt=prompt,
         update_rows=min(rows, canvases),
@@ -149,7 +149,7 @@ def _validation_rows(config: BaseRun, ranks: int) -> int:
     return config.eval.batch_size if limit is None else min(config.eval.batch_size, -(-limit // ranks))
 
 
-def _canvases(config: RLRun, completions: int) -> tuple[int, int, int]:
+def _canvases(config: RLRun, completions: int, ranks: int) -> tuple[int, int, int]:
     """Canvases of a microbatch and of a whole optimizer step, and places scored on one.
 
     The objective is asked for the views of a group that was made up.
@@ -163,7 +163,7 @@ def _canvases(config: RLRun, completions: int) -> tuple[int, int, int]:
         parts = train.updates_per_rollout
         steps = Steps(steps.index.chunk(parts, 1)[0], steps.mask.chunk(parts, 1)[0])
     else:
-        completions //= train.updates_per_rollout
+        completions = -(-objective.num_replayed // ranks) or completions // train.updates_per_rollout
     views = objective.views(trajectory, steps, advantages, 0)
     asked = views.scored if views.order is None else views.scored | (views.order > -2)
     each, drawn = views.scored.shape[1], max(1, int(asked.sum(-1).max()))

@@ -7,7 +7,7 @@ microbatch size nor the number of ranks changes a gradient.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
+from egspo.replay import Replay
 from egspo.rewards import FunctionScorer, Scored, Scoring, TaskScorer
 from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.settings import save_settings
@@ -101,8 +102,8 @@ class Trainer:
         optimizer = build_optimizer(policy.model, config.optim)
         policy.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
         self.best: dict[str, Any] = {"accuracy": -1.0, "step": 0}
-        self.num_updates = 0
-        self.num_tokens = 0
+        self.num_updates = self.num_tokens = 0
+        self.replay = Replay(self.objective, policy, self.problems, self.sharing, self.accelerator, config)
         self.should_stop = False
 
     # ---- the algorithm -------------------------------------------------------------------------------
@@ -132,7 +133,8 @@ class Trainer:
 
     def collect(self, step: int, meter: Meter) -> Batch:
         """Rollout, rewards and advantages of one iteration."""
-        prompts, encoded, seeds = self._draw(step)
+        index, seeds = self._draw(step)
+        prompts, encoded = ([of[i] for i in index] for of in (self.problems.prompts, self.problems.encoded))
         candidates_of, generations = self.objective.candidates, self.config.train.num_generations
         with Scoring(self.scorer, self.policy, prompts, candidates_of, generations) as scoring:
             with meter.timed("time/rollout"):
@@ -143,8 +145,10 @@ class Trainer:
             everyone = self._gather(scored.rewards)
             if self.config.train.permute_rewards:
                 everyone = self.sharing.permuted(everyone, self.config.seed, step)
-            rank = self.accelerator.process_index
-            advantages = self.sharing.own(self.objective.advantages(everyone), rank)
+            advantages = self.objective.advantages(everyone)
+            advantages = self.sharing.own(advantages, self.accelerator.process_index)
+        if self.objective.num_replayed:
+            self.replay.keep(index, trajectory, advantages, meter)
         steps = self.objective.select(trajectory, advantages)
         if trajectory.cache != "none":
             with meter.timed("time/rollout"):
@@ -154,18 +158,26 @@ class Trainer:
     def update(self, batch: Batch, meter: Meter) -> None:
         """All optimizer steps on one rollout batch."""
         with meter.timed("time/update"):
-            plan = [
-                self.objective.views(*share, iteration)
-                for iteration in range(self.config.train.num_iterations)
-                for share in self.sharing.updates(batch.trajectory, batch.steps, batch.advantages)
-            ]
+            plan = list(self._plan(batch))
             if self.objective.wants_old_scores and len(plan) > 1:
                 plan = [self._with_old_scores(views) for views in plan]
             for views in plan:
                 self._optimizer_step(views, meter)
 
+    def _plan(self, batch: Batch) -> Iterator[Views]:
+        """What each update trains on: of this rollout, or of what is replayed."""
+        updates = self.config.train.updates_per_rollout
+        for iteration in range(self.config.train.num_iterations):
+            shares = self.sharing.updates(batch.trajectory, batch.steps, batch.advantages)
+            if self.objective.num_replayed:
+                shares = self.replay.updates(self.num_updates + iteration * updates, updates)
+            for share in shares:
+                yield self.objective.views(*share, iteration)
+
     def _optimizer_step(self, views: Views, meter: Meter) -> None:
-        rate = learning_rate(self.config.optim, self.num_updates, self._total_updates())
+        train = self.config.train
+        total = train.max_steps * train.num_iterations * train.updates_per_rollout
+        rate = learning_rate(self.config.optim, self.num_updates, total)
         set_learning_rate(self.optimizer, rate)
         meter.add("optim/learning_rate", rate, 1)
         self.num_updates += 1
@@ -173,7 +185,7 @@ class Trainer:
         meter.add("steps/skipped_samples_fraction", float((~active.any(1)).sum()), len(views))
         meter.add("update/canvases", float(active.sum()), 0)
         meter.add("loss/policy", 0.0, float(self.accelerator.is_main_process))
-        chunks = list(microbatches(self._active(views, active), self.config.train.microbatch_size))
+        chunks = list(microbatches(self._active(views, active), train.microbatch_size))
         rounds = int(self._across_ranks(len(chunks), max))
         if rounds == 0:
             return
@@ -216,23 +228,20 @@ class Trainer:
 
     # ---- rollouts and shares -------------------------------------------------------------------------
 
-    def _draw(self, step: int) -> tuple[list[Prompt], list[list[int]], torch.Tensor]:
-        """This rank's prompts of an iteration, their tokens, and the seeds of their completions."""
+    def _draw(self, step: int) -> tuple[list[int], torch.Tensor]:
+        """This rank's problems of an iteration, one for each completion, and the seeds of these."""
         train, rank = self.config.train, self.accelerator.process_index
         num = train.prompts_per_step
         order = self.problems.order(self.config.seed, (step - 1) * num, num)
         index = [order[place] for place in self.sharing.prompts(rank) for _ in range(train.num_generations)]
         seeds = noise.sample_seeds(self.config.seed, step, self.sharing.samples(rank)).to(self.policy.device)
-        problems = self.problems
-        return [problems.prompts[i] for i in index], [problems.encoded[i] for i in index], seeds
+        return index, seeds
 
     def _rollout(self, encoded: list[list[int]], seeds: torch.Tensor, scoring: Scoring) -> Trajectory:
         prompt_ids, prompt_mask = pad_prompts(self.policy, encoded)
         one_step, size = self.objective.wants_step_values, self.config.train.rollout_batch_size
-        sampler = self.config.sampler
-        return rollout(
-            self.policy, prompt_ids, prompt_mask, seeds, sampler, one_step, size, finished=scoring.add
-        )
+        sampler, add = self.config.sampler, scoring.add
+        return rollout(self.policy, prompt_ids, prompt_mask, seeds, sampler, one_step, size, finished=add)
 
     def _corrected(
         self, trajectory: Trajectory, steps: Steps, advantages: torch.Tensor, meter: Meter
@@ -245,10 +254,6 @@ class Trainer:
         correction = correct(self.policy, trajectory, steps, sampler, train.importance_cap, size)
         importance_metrics(meter, correction.log_weight[steps.mask])
         return correction.trajectory
-
-    def _total_updates(self) -> int:
-        train = self.config.train
-        return train.max_steps * train.num_iterations * train.updates_per_rollout
 
     def _normalise(self, views: Views) -> tuple[Views, torch.Tensor]:
         """Weights over the global denominator, and which views can contribute."""
@@ -304,6 +309,7 @@ class Trainer:
         last = step == train.max_steps or self.should_stop
         if last or (train.save_steps and step % train.save_steps == 0):
             state = {"best": self.best, "num_updates": self.num_updates, "num_tokens": self.num_tokens}
+            state["replay"] = self.replay.state()
             if self.accelerator.is_main_process:
                 self.checkpoints.save(step, self.policy.model, self.optimizer, state)
 
@@ -320,8 +326,9 @@ class Trainer:
         first = steps[-1] if steps else 0
         if steps:
             state = self.checkpoints.load(first, self.policy.model, self.optimizer)
-            self.best = state["best"]
-            self.num_updates, self.num_tokens = state["num_updates"], state["num_tokens"]
+            self.best, self.num_updates = state["best"], state["num_updates"]
+            self.num_tokens = state["num_tokens"]
+            self.replay.restore(state["replay"])
             if self.accelerator.is_main_process:
                 self.checkpoints.restore_best(first)
         return first, self.folder.rewind(first)

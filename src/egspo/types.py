@@ -93,7 +93,25 @@ def _apply(value, change):
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Completions:
+    """Finished canvases after their prompts. ``seeds`` feed whatever is drawn for a completion."""
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    final: Int[Tensor, "batch length"]
+    completion_mask: Bool[Tensor, "batch length"]
+    """True up to and including the first end-of-text token."""
+    seeds: Int[Tensor, "batch"]
+    mask_token_id: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers that go with them."""
+        return torch.float32
+
+
+@dataclass(frozen=True)
+class Trajectory(Completions):
     """How a batch of completions came to be: enough to rebuild every state, nothing of size steps x vocab.
 
     A position is revealed exactly once, so ``reveal_step`` and the finished canvas determine all states.
@@ -102,9 +120,6 @@ class Trajectory:
     differ in the number of steps they took; all have room for ``steps``.
     """
 
-    prompt_ids: Int[Tensor, "batch prompt"]
-    prompt_mask: Bool[Tensor, "batch prompt"]
-    final: Int[Tensor, "batch length"]
     reveal_step: Int[Tensor, "batch length"]
     """The step that revealed each position."""
     reveal_order: Int[Tensor, "batch length"]
@@ -118,14 +133,10 @@ class Trajectory:
     """Squared norm of the gradient of the step's token log-probabilities with respect to their logits."""
     one_step: Int[Tensor, "batch steps length"] | None
     """Greedy one-step completion of every state, if it was asked for."""
-    completion_mask: Bool[Tensor, "batch length"]
-    """True up to and including the first end-of-text token."""
     last_step: Int[Tensor, "batch"]
     """Last informative step: after it only tokens behind the first end-of-text token are revealed."""
     steps_taken: Int[Tensor, "batch"]
     """What was left then lies behind an end token and was filled with end tokens, scored as certain."""
-    seeds: Int[Tensor, "batch"]
-    mask_token_id: int
     block_length: int
     remasking: str
     """The rule that chose positions."""
@@ -134,6 +145,10 @@ class Trajectory:
     is scored is the former until `egspo.likelihood.correct` puts the latter in its place."""
     importance: Float[Tensor, "batch steps"] | None = None
     """Truncated ratio of the policy to what was sampled from, of each corrected step; 1 elsewhere."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.entropy.dtype
 
     @property
     def num_steps(self) -> int:

@@ -7,20 +7,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from egspo.ops import noise
-from egspo.types import Steps, Trajectory, Views
+from egspo.types import Completions, Steps, Trajectory, Views
 
 
-def masked_prompt(trajectory: Trajectory, step: int, rate: float) -> Bool[Tensor, "batch prompt"]:
+def masked_prompt(completions: Completions, step: int, rate: float) -> Bool[Tensor, "batch prompt"]:
     """Each token of a prompt masked with probability ``rate`` on its own.
 
     Places count from the prompt's end, so that what is masked does not depend on how far the batch is padded.
     """
-    uniform = noise.uniform(trajectory.seeds, noise.VIEWS, step, trajectory.prompt_ids.shape[1])
-    return (uniform.flip(1) < rate) & trajectory.prompt_mask
+    uniform = noise.uniform(completions.seeds, noise.VIEWS, step, completions.prompt_ids.shape[1])
+    return (uniform.flip(1) < rate) & completions.prompt_mask
 
 
 def masked_views(
-    trajectory: Trajectory,
+    completions: Completions,
     masked: Bool[Tensor, "batch views length"],
     scored: Bool[Tensor, "batch views length"],
     weight: Float[Tensor, "batch views"],
@@ -28,22 +28,22 @@ def masked_views(
     prompt_masked: Bool[Tensor, "batch views prompt"] | None = None,
 ) -> Views:
     """Views of the finished completions with some of their tokens masked, and some of the prompt's."""
-    canvas = torch.where(masked, trajectory.mask_token_id, trajectory.final[:, None])
-    prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
+    canvas = torch.where(masked, completions.mask_token_id, completions.final[:, None])
+    prompts = completions.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
     if prompt_masked is not None:
-        real = trajectory.prompt_mask[:, None]
-        prompts = torch.where(prompt_masked & real, trajectory.mask_token_id, prompts)
-    ones = torch.ones_like(trajectory.completion_mask)
-    dtype = trajectory.entropy.dtype
+        real = completions.prompt_mask[:, None]
+        prompts = torch.where(prompt_masked & real, completions.mask_token_id, prompts)
+    ones = torch.ones_like(completions.completion_mask)
+    dtype = completions.dtype
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
-        attention_mask=torch.cat([trajectory.prompt_mask, ones], dim=1),
-        targets=trajectory.final,
+        attention_mask=torch.cat([completions.prompt_mask, ones], dim=1),
+        targets=completions.final,
         scored=scored,
         weight=weight.to(dtype),
         advantages=advantages[:, None].expand_as(weight).to(dtype),
         step=torch.zeros_like(weight, dtype=torch.long),
-        completion_length=trajectory.completion_mask.sum(1),
+        completion_length=completions.completion_mask.sum(1),
     )
 
 
@@ -61,7 +61,7 @@ def span_views(
     prompts = trajectory.prompt_ids[:, None].expand(-1, canvas.shape[1], -1)
     revealed = trajectory.reveal_step[:, None]
     ones = torch.ones_like(trajectory.completion_mask)
-    dtype = trajectory.entropy.dtype
+    dtype = trajectory.dtype
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
         attention_mask=torch.cat([trajectory.prompt_mask, ones], dim=1),

@@ -40,7 +40,9 @@ def sampler_of(name: str) -> SamplerConfig:
 
 
 def make(name: str, **settings: Any) -> Objective:
-    return kind(name)(kind(name).Config(name=name, **settings))
+    # Random rewards lie between 0 and 1.
+    low = {"min_reward": 0.5} if name == "sure" else {}
+    return kind(name)(kind(name).Config(name=name, **low, **settings))
 
 
 def allowed(objective: Objective, sampler: SamplerConfig) -> bool:

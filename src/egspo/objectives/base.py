@@ -64,6 +64,17 @@ class Objective(ABC):
         """Whether the sampler shall record one-step completions for ``candidates``."""
         return False
 
+    @property
+    def num_replayed(self) -> int:
+        """Completions of this and earlier rollouts, those of positive advantage, that an update trains on in
+        place of the rollout batch, over all ranks; 0: the batch itself."""
+        return 0
+
+    @property
+    def max_kept(self) -> int:
+        """Completions kept to be replayed, at most."""
+        return 1
+
     def problems(self, sampler: Any, train: Any) -> list[str]:
         """Impossible combinations with the sampler's and trainer's settings."""
         return [
