@@ -55,7 +55,14 @@ def test_draws_differ_from_update_to_update():
     assert Shelf(5).draw(seeds(3)) == []
 
 
-@pytest.mark.parametrize("shelf", [Shelf(4), make_shelf()], ids=["empty", "full"])
+def crowded_shelf() -> Shelf:
+    """One that had to let go of the first canvas of its first problem."""
+    shelf = Shelf(3)
+    shelf.add([(7, (1, 1)), (3, (2, 2)), (7, (1, 2)), (5, (3, 3))])
+    return shelf
+
+
+@pytest.mark.parametrize("shelf", [Shelf(4), make_shelf(), crowded_shelf()], ids=["empty", "full", "crowded"])
 def test_a_state_holds_everything(shelf: Shelf, tmp_path):
     torch.save(shelf.state(), tmp_path / "state.pt")
     other = Shelf(100)

@@ -98,6 +98,8 @@ def table(steps: int, chosen: int) -> dict[str, str]:
     arms = {BASELINE: "egspo", REFERENCE: f"{plain},selection=all,baseline=leave_one_out"}
     arms |= {name: name for name in map(_recipe_name, _objective_recipes())}
     arms |= {name: name for name in registry.names("objectives") if name not in arms and name != "egspo"}
+    # What it would replay belongs to other batches.
+    arms["sure"] = "sure,num_replayed=0"
     arms |= {
         f"{name}-{chosen}": f"{name},{key}={chosen}"
         for name, key in (

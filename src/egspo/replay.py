@@ -79,9 +79,15 @@ class Shelf:
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it."""
         problems, canvases = zip(*self._in_order, strict=True) if len(self) else ((), ())
-        return {"problems": torch.tensor(problems), "canvases": torch.tensor(canvases, dtype=torch.int32)}
+        return {
+            "order": torch.tensor(list(self._by_problem)),
+            "problems": torch.tensor(problems),
+            "canvases": torch.tensor(canvases, dtype=torch.int32),
+        }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        # A problem keeps its place when its oldest canvas leaves, and draws go by that place.
+        self._by_problem = {problem: [] for problem in state["order"].tolist()}
         canvases: Sequence[Sequence[int]] = state["canvases"].tolist()
         self.add(zip(state["problems"].tolist(), map(tuple, canvases), strict=True))
 
