@@ -108,6 +108,21 @@ def test_other_settings_do_not_fit_into_the_folder(made: Path):
         assert field in ended.err, ended.err
 
 
+def test_settings_of_a_later_version_fit_in_by_their_defaults(made: Path, tmp_path: Path):
+    """What the folder knows nothing of had its default; another value makes another method."""
+    file = shutil.copytree(made, tmp_path / "toy", ignore=shutil.ignore_patterns("work")) / "plan.json"
+    plan = json.loads(file.read_text())
+    resolved = plan["methods"]["egspo"]["resolved"]
+    del resolved["sampler"]["early_stop"], resolved["objective"]["kl"]
+    file.write_text(json.dumps(plan))
+    command = (file.parent, "--objectives", "egspo", "--seeds", "0-1", "--dry-run")
+    assert "runs: 0 to make" in compare(*command).out
+    resolved["sampler"]["early_stop"] = False
+    file.write_text(json.dumps(plan))
+    ended = compare(*command)
+    assert ended.code == 2 and "egspo: resolved.sampler.early_stop" in ended.err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

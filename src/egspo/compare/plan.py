@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +146,17 @@ class Plan:
 
     def resolved(self, label: str) -> dict[str, Any]:
         """A method's whole settings but for what the search chooses: defaults may change with the code."""
-        run = self._parsed(self.final(label, {}, 0, Path("unused")).settings)
-        sections = json.loads(run.model_dump_json())
+        return self._sections(self.final(label, {}, 0, Path("unused")).settings)
+
+    def brought_up(self, label: str, resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What `resolved` gave in an earlier version; a setting that it did not know had today's default."""
+        try:
+            return self._sections(self.final(label, {}, 0, Path("unused")).settings | dict(resolved))
+        except ConfigError:
+            return resolved
+
+    def _sections(self, settings: dict[str, Any]) -> dict[str, Any]:
+        sections = json.loads(self._parsed(settings).model_dump_json())
         return {key: sections[key] for key in ("task", "sampler", "objective", "optim", "train")}
 
     def describe(self) -> str:
