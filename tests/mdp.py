@@ -179,14 +179,23 @@ class World:
                     yield list(places), chance.log()
 
     def _most_confident(self, prob: Tensor, acting: Tensor, hidden: list[int], count: int):
-        """Low confidence: tokens are drawn everywhere, those with the highest probability stay."""
+        """Low confidence: tokens are drawn everywhere, those with the highest probability stay.
+
+        An action is all that was drawn; where positions are scored, what stays, with the chance of all draws
+        that leave it.
+        """
+        zero, discarded = torch.zeros((), dtype=torch.float64), {}
         for drawn in itertools.product(self._tokens(acting), repeat=len(hidden)):
             by_place = dict(zip(hidden, drawn, strict=True))
             places = sorted(hidden, key=lambda i: -float(prob[i, by_place[i]].detach()))[:count]
-            zero = torch.zeros((), dtype=torch.float64)
             kept = self._action(acting, places, [by_place[i] for i in places], zero)
-            everything = sum(acting[i, v] for i, v in by_place.items())
-            yield Action(kept.positions, kept.tokens, kept.token_logp, zero, everything)
+            rest = sum((acting[i, v] for i, v in by_place.items() if i not in places), zero)
+            if self.sampler.score_positions:
+                discarded.setdefault((kept.positions, kept.tokens), []).append(rest.exp())
+            else:
+                yield Action(kept.positions, kept.tokens, kept.token_logp, zero, kept.logp + rest)
+        for (places, tokens), chances in discarded.items():
+            yield self._action(acting, places, tokens, sum(chances).log())
 
     def _extend(self, canvas, step, canvases, actions, entropies):
         if step == self.sampler.diffusion_steps:
@@ -272,7 +281,7 @@ class World:
             seeds=torch.arange(count),
             mask_token_id=MASK,
             block_length=self.sampler.block_length,
-            remasking=self.sampler.remasking,
+            draws_positions=self.sampler.draws_positions,
         )
 
 

@@ -39,7 +39,7 @@ def make_trajectory(seeds=(11, 12, 13, 14), padding: int = 1) -> Trajectory:
         seeds=torch.tensor(seeds),
         mask_token_id=MASK,
         block_length=LENGTH,
-        remasking="low_confidence",
+        draws_positions=False,
     )
 
 

@@ -39,7 +39,19 @@ LAYERS = (
     ("sft", "trainer"),
     ("compare",),
     ("report",),
-    ("footprint", "capacity", "memory", "fit", "doctor", "dryrun", "listing", "console", "comparison", "cli"),
+    (
+        "madeup",
+        "footprint",
+        "capacity",
+        "memory",
+        "fit",
+        "doctor",
+        "dryrun",
+        "listing",
+        "console",
+        "comparison",
+        "cli",
+    ),
     ("__init__", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

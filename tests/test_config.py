@@ -190,6 +190,16 @@ IMPOSSIBLE = [
         "sampler.temperature: 0 explores nothing; training needs a temperature above 0",
     ),
     (
+        "sampler={remasking: top_prob, score_positions: true}",
+        "sampler.score_positions: True with remasking 'top_prob', which needs nothing more to be scored "
+        "exactly; use false",
+    ),
+    (
+        "sampler={score_positions: true, confidence_threshold: 0.9}",
+        "sampler.score_positions: True with confidence_threshold 0.9, under which a step reveals a number of "
+        "positions that is drawn too; use one of the two",
+    ),
+    (
         "objective.num_selected_steps=5",
         "objective.num_selected_steps: 5 exceeds sampler.diffusion_steps 4; use at most 4, or selection=all",
     ),

@@ -98,6 +98,7 @@ def agrees(predicted: int, real: int) -> bool:
         (["model.init=tiny-1m", "model.bf16=true", "objective.beta=0.1", *MANY], "update"),
         (["objective.beta=0.1", "objective.kl=exact", "train.microbatch_size=8"], "update"),
         (["objective.beta=0.1", "sampler.remasking=plackett_luce", "sampler.cfg_scale=1", *LONG], "update"),
+        (["sampler.score_positions=true", "sampler.temperature=0.9", *LONG], "update"),
         (["objective.name=diffu_grpo", "train.num_iterations=2", *MANY, *LONG], "update"),
         (["objective={name: wd1, psi: 0.001}", "train.num_iterations=2", *MANY, *LONG], "update"),
         (["objective.name=unigrpo", "train.num_iterations=2", *MANY, *LONG], "update"),

@@ -54,7 +54,9 @@ def test_every_position_is_revealed_once_by_its_block(tiny_policy, rule):
     assert hidden.sum(2).tolist() == [[8, 6, 5, 4, 2, 1]] * 4
 
 
-@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 1.0}, {"remasking": "plackett_luce"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"cfg_scale": 1.0}, {"remasking": "plackett_luce"}, {"score_positions": True}]
+)
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_padding_on_either_side_changes_nothing(tiny_policy, dtype, atol, settings):
     policy, sampler, seeds = tiny_policy(dtype=dtype), make_sampler(**settings), torch.arange(4)

@@ -29,7 +29,7 @@ def make_trajectory():
         seeds=torch.tensor([0]),
         mask_token_id=MASK,
         block_length=4,
-        remasking="random",
+        draws_positions=False,
     )
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from egspo.config import SamplerConfig
-from egspo.likelihood import guided_logits, pack
+from egspo.likelihood import guided_logits, pack, position_logp
 from egspo.models.layers import KVCache
 from egspo.ops import noise
 from egspo.ops.logprobs import (
@@ -15,11 +15,9 @@ from egspo.ops.logprobs import (
     draw,
     entropy,
     gather_logp,
-    plackett_luce_logp,
     score_norm,
 )
 from egspo.ops.reveal import (
-    choice_logits,
     completion_mask,
     last_informative_step,
     position_scores,
@@ -108,7 +106,7 @@ def _reveal(record: "_Record", rows: Rows, positions, valid, logits, count, samp
         token_logp=gather_logp(acted, tokens),
         entropy=(entropy(acted) * taken).sum(1),
         score_norm=(score_norm(acted, tokens) * taken).sum(1),
-        position_logp=_position_logp(untempered, chosen, sampler),
+        position_logp=_position_logp(logp, untempered, drawn, chosen, valid, sampler),
     )
 
 
@@ -125,16 +123,18 @@ def _number(scores: Tensor, valid: Tensor, count: int, sampler: SamplerConfig) -
     return torch.minimum(number, valid.sum(1))
 
 
-def _position_logp(untempered: Tensor, chosen: Tensor, sampler: SamplerConfig) -> Float[Tensor, "rows"]:
+def _position_logp(
+    logp: Tensor, untempered: Tensor, drawn: Tensor, chosen: Tensor, valid: Tensor, sampler: SamplerConfig
+) -> Float[Tensor, "rows"]:
     """Log-probability of the choice of positions, where it is a draw; rows are then in step."""
-    if sampler.remasking == "plackett_luce":
-        order = torch.full(untempered.shape[:2], -1, device=chosen.device)
-        order.scatter_(1, chosen, torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen))
-        return plackett_luce_logp(choice_logits(untempered, sampler.position_temperature), order)
     if sampler.remasking == "random":
         constant = random_order_logp(untempered.shape[1], chosen.shape[1])
         return untempered.new_full((len(chosen),), constant)
-    return untempered.new_zeros(len(chosen))
+    if not sampler.draws_positions:
+        return untempered.new_zeros(len(chosen))
+    order = torch.where(valid, -1, -2)
+    order.scatter_(1, chosen, torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen))
+    return position_logp(logp, untempered, drawn, order, sampler)
 
 
 class _Passes:
@@ -296,6 +296,6 @@ class _Record:
             seeds=self.seeds,
             mask_token_id=self.mask_token_id,
             block_length=sampler.block_length,
-            remasking=sampler.remasking,
+            draws_positions=sampler.draws_positions,
             cache=sampler.cache,
         )

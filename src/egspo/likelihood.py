@@ -9,7 +9,13 @@ from torch import Tensor
 
 from egspo.config import SamplerConfig
 from egspo.ops.importance import truncated_weights
-from egspo.ops.logprobs import acting_logp, exact_kl, gather_logp, plackett_luce_logp
+from egspo.ops.logprobs import (
+    acting_logp,
+    exact_kl,
+    gather_logp,
+    low_confidence_logp,
+    plackett_luce_logp,
+)
 from egspo.ops.reveal import choice_logits
 from egspo.policy import Policy
 from egspo.types import Scores, Steps, Trajectory, Views
@@ -71,13 +77,29 @@ def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: b
     place_logp = logp.new_zeros(len(inputs))
     if order is not None:
         untempered = acting_logp(logits, 1.0, policy.suppressed)
-        choice = choice_logits(untempered, sampler.position_temperature)
-        place_logp = plackett_luce_logp(choice, order.gather(1, positions).masked_fill(~valid, -2))
+        ranks = order.gather(1, positions).masked_fill(~valid, -2)
+        place_logp = position_logp(logp, untempered, targets.gather(1, positions), ranks, sampler)
     return Scores(
         token_logp=_scatter(token_logp, used),
         position_logp=_scatter(place_logp, used),
         exact_kl=None if kl is None else _scatter(kl, used),
     )
+
+
+def position_logp(
+    logp: Float[Tensor, "rows places vocab"],
+    untempered: Float[Tensor, "rows places vocab"],
+    tokens: Int[Tensor, "rows places"],
+    order: Int[Tensor, "rows places"],
+    sampler: SamplerConfig,
+) -> Float[Tensor, "rows"]:
+    """Log-probability of the positions that a step chose, where the sampler's rule is a draw that it scores.
+
+    ``order`` as in `plackett_luce_logp`; ``tokens`` are those drawn at the chosen places.
+    """
+    if sampler.remasking == "low_confidence":
+        return low_confidence_logp(logp, untempered, tokens, order)
+    return plackett_luce_logp(choice_logits(untempered, sampler.position_temperature), order)
 
 
 def score_in_microbatches(

@@ -17,11 +17,20 @@ from egspo.config import BaseRun, RLRun, SamplerConfig, SFTRun
 from egspo.evaluation import eval_sampler
 from egspo.footprint import ShapePolicy, build_shape, peak_bytes
 from egspo.likelihood import guided_logits
+from egspo.madeup import made_up_trajectory
 from egspo.models.layers import KVCache
-from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp, score_norm
-from egspo.ops.reveal import choice_logits, completion_mask, position_scores, reveal_schedule
+from egspo.ops.logprobs import (
+    acting_logp,
+    draw,
+    entropy,
+    exact_kl,
+    gather_logp,
+    low_confidence_logp,
+    score_norm,
+)
+from egspo.ops.reveal import choice_logits, position_scores, reveal_schedule
 from egspo.policy import Policy
-from egspo.types import Steps, Trajectory
+from egspo.types import Steps
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A 4-bit weight: half a byte, a scale of one byte for 64 weights, and one of four bytes for 256 of those."""
@@ -156,7 +165,7 @@ def _canvases(config: RLRun, completions: int, ranks: int) -> tuple[int, int, in
     """
     train = config.train
     objective = registry.load("objectives", config.objective.name)(config.objective)
-    trajectory = _made_up(config.sampler, train.num_generations, objective.wants_step_values)
+    trajectory = made_up_trajectory(config.sampler, train.num_generations, objective.wants_step_values)
     advantages = torch.ones_like(trajectory.entropy)
     steps = objective.select(trajectory, advantages)
     if train.update_split == "steps":
@@ -184,34 +193,6 @@ def _most_planned(sampler: SamplerConfig) -> int:
     """Positions that a step reveals by the schedule, at most."""
     length, block = sampler.max_completion_length, sampler.block_length
     return max(count for *_, count in reveal_schedule(length, block, sampler.diffusion_steps))
-
-
-def _made_up(sampler: SamplerConfig, rows: int, one_step: bool) -> Trajectory:
-    """A trajectory that reveals from left to right, most uncertain at first."""
-    length = sampler.max_completion_length
-    counts = [n for *_, n in reveal_schedule(length, sampler.block_length, sampler.diffusion_steps)]
-    step = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    order = torch.cat([torch.arange(n) for n in counts])
-    final = torch.ones(rows, length, dtype=torch.long)
-    return Trajectory(
-        prompt_ids=final[:, :0],
-        prompt_mask=final[:, :0].bool(),
-        final=final,
-        reveal_step=step.expand(rows, -1),
-        reveal_order=order.expand(rows, -1),
-        token_logp=torch.zeros(rows, length),
-        position_logp=torch.zeros(rows, len(counts)),
-        entropy=torch.linspace(1.0, 0.0, len(counts)).expand(rows, -1),
-        score_norm=torch.ones(rows, len(counts)),
-        one_step=torch.ones(rows, len(counts), length, dtype=torch.long) if one_step else None,
-        completion_mask=completion_mask(final, (0,)),
-        last_step=torch.full((rows,), len(counts) - 1),
-        steps_taken=torch.full((rows,), len(counts)),
-        seeds=torch.arange(rows),
-        mask_token_id=0,
-        block_length=sampler.block_length,
-        remasking=sampler.remasking,
-    )
 
 
 # ---- what stays ----------------------------------------------------------------------------------------
@@ -270,9 +251,12 @@ def _update(policy: ShapePolicy, config: BaseRun, load: Load) -> None:
             with policy.reference() as frozen:
                 _, ref_logp = acting(frozen)
             total = total + exact_kl(logp, ref_logp).sum()
-        if sampler.remasking == "plackett_luce":
+        if sampler.draws_positions:
             untempered = acting_logp(logits, 1.0, policy.suppressed)
-            total = total + choice_logits(untempered, sampler.position_temperature).sum()
+            choice = choice_logits(untempered, sampler.position_temperature)
+            if sampler.remasking == "low_confidence":
+                choice = low_confidence_logp(logp, untempered, positions, positions)
+            total = total + choice.sum()
         return total
 
     loss = scores()

@@ -79,6 +79,10 @@ class SamplerConfig(Section):
     block_length: int = Field(32, ge=1, description="blocks are finished from left to right")
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
     remasking: Remasking = "low_confidence"
+    score_positions: bool = Field(
+        False,
+        description="low_confidence: the likelihood of a step includes that of its positions, and is exact",
+    )
     position_temperature: float = Field(0.1, gt=0, description="of plackett_luce position choices")
     cfg_scale: float = Field(0.0, ge=0, description="classifier-free guidance; doubles every forward pass")
     cache: Literal["none", "prefix", "dual"] = Field(
@@ -95,8 +99,28 @@ class SamplerConfig(Section):
         True, description="stop a completion once all before its first end token is revealed"
     )
 
+    @property
+    def draws_positions(self) -> bool:
+        """Whether a step's choice of positions is a draw that the policy shapes and that is scored."""
+        exactly = self.remasking == "low_confidence" and self.score_positions
+        return self.remasking == "plackett_luce" or exactly
+
     def problems(self) -> list[str]:
-        return self._lengths() + self._shortcuts()
+        return self._lengths() + self._positions() + self._shortcuts()
+
+    def _positions(self) -> list[str]:
+        found = []
+        if self.score_positions and self.remasking != "low_confidence":
+            found.append(
+                f"score_positions: True with remasking {self.remasking!r}, which needs nothing more to be "
+                "scored exactly; use false"
+            )
+        if self.score_positions and self.confidence_threshold is not None:
+            found.append(
+                f"score_positions: True with confidence_threshold {self.confidence_threshold}, under which a "
+                "step reveals a number of positions that is drawn too; use one of the two"
+            )
+        return found
 
     def _shortcuts(self) -> list[str]:
         found = []

@@ -138,8 +138,8 @@ class Trajectory(Completions):
     steps_taken: Int[Tensor, "batch"]
     """What was left then lies behind an end token and was filled with end tokens, scored as certain."""
     block_length: int
-    remasking: str
-    """The rule that chose positions."""
+    draws_positions: bool
+    """Whether the choice of positions is a draw that the policy shapes, scored in ``position_logp``."""
     cache: str = "none"
     """How keys and values were cached. Then the distribution sampled is not the policy's own, and what
     is scored is the former until `egspo.likelihood.correct` puts the latter in its place."""

@@ -79,7 +79,7 @@ def step_views(trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "
     Each has weight 1, or the importance of a step that was sampled from another distribution. The choice of
     positions is scored where it is a draw that the policy shapes (Plackett-Luce).
     """
-    places = trajectory.remasking == "plackett_luce"
+    places = trajectory.draws_positions
     views = span_views(trajectory, steps, steps.index + 1, advantages)
     weight = views.weight
     if trajectory.importance is not None:

@@ -37,7 +37,7 @@ def make_trajectory(lengths=(6, 3, 1), length=6, block_length=2, first_seed=0) -
         seeds=first_seed + torch.arange(batch),
         mask_token_id=MASK,
         block_length=block_length,
-        remasking="low_confidence",
+        draws_positions=False,
     )
 
 

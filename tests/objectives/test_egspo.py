@@ -39,7 +39,7 @@ def make_trajectory(remasking="random"):
         seeds=torch.tensor([0, 1]),
         mask_token_id=MASK,
         block_length=2,
-        remasking=remasking,
+        draws_positions=remasking == "plackett_luce",
     )
 
 

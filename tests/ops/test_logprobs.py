@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from egspo.ops.logprobs import acting_logp, draw, entropy, exact_kl, gather_logp, plackett_luce_logp
+from egspo.ops.logprobs import (
+    acting_logp,
+    draw,
+    entropy,
+    exact_kl,
+    gather_logp,
+    low_confidence_logp,
+    plackett_luce_logp,
+)
 
 
 def test_acting_logp():
@@ -92,3 +100,27 @@ def test_plackett_luce_of_rows_with_different_numbers_drawn():
     # Row 1: drawn, less its share of each draw it took part in.
     expected = [[0, 0, 0], [1 - 1 / 3 - 1 / 2 - 1, 1 - 1 / 3, 1 - 1 / 3 - 1 / 2]]
     torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
+
+
+CONFIDENCE = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.45, 0.35, 0.2], [0.9, 0.06, 0.04]]).log()
+TEMPERED = torch.tensor([[0.4, 0.35, 0.25], [0.5, 0.3, 0.2], [0.4, 0.35, 0.25], [0.8, 0.12, 0.08]]).log()
+
+
+def test_low_confidence_leaves_less_confident_draws_hidden():
+    # Position 1 shows a token of confidence 0.6 and 0 one of 0.5; 3 is no candidate. At 2 anything but
+    # more than 0.5 may have been drawn: certain. With 0.3 shown at 0, only the token of 0.2 may.
+    order = torch.tensor([[1, 0, -1, -2], [1, 0, -1, -2], [-1, 0, -1, -1]])
+    tokens = torch.tensor([[0, 0, 2, 0], [1, 0, 2, 0], [0, 1, 0, 0]])
+    found = low_confidence_logp(TEMPERED.expand(3, 4, 3), CONFIDENCE.expand(3, 4, 3), tokens, order)
+    # The third shows 0.3 at 1: tokens of 0.2 at 0 (0.3 is not less), of 0.2 at 2, of 0.06 and 0.04 at 3.
+    expected = [0.0, math.log(0.25), math.log(0.25 * 0.25 * 0.2)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_low_confidence_of_what_another_policy_would_not_have_hidden_is_finite():
+    """All tokens of position 3 are more confident than 0.03: the least confident one is counted."""
+    confidence = torch.cat([CONFIDENCE, torch.tensor([[0.95, 0.03, 0.02]]).log()])
+    tempered = torch.cat([TEMPERED, TEMPERED[:1]])
+    order, tokens = torch.tensor([-2, -2, -2, -1, 0]), torch.tensor([0, 0, 0, 0, 1])
+    found = low_confidence_logp(tempered, confidence, tokens, order)
+    assert float(found) == pytest.approx(math.log(0.08), abs=1e-6)

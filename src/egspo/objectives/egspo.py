@@ -101,10 +101,10 @@ class Objective(base.Objective):
                 f"objective.num_selected_steps: {chosen} exceeds sampler.diffusion_steps {steps}; "
                 f"use at most {steps}, or selection=all"
             )
-        if self.config.aggregation == "mean" and sampler.remasking == "plackett_luce":
+        if self.config.aggregation == "mean" and sampler.draws_positions:
             found.append(
-                "objective.aggregation: mean does not fit sampler.remasking=plackett_luce, "
-                "whose position choice is one joint draw; use sum"
+                f"objective.aggregation: mean does not fit sampler.remasking={sampler.remasking} with scored "
+                "positions, whose choice is one joint draw; use sum"
             )
         wanted = steps if self.config.selection == "all" else chosen
         if train.update_split == "steps" and wanted % train.updates_per_rollout:
@@ -131,10 +131,11 @@ class Objective(base.Objective):
                 for key, value in wants.items()
                 if getattr(config, key) == value
             ]
-        if config.baseline == "score_weighted" and sampler.remasking == "low_confidence":
+        surrogate = sampler.remasking == "low_confidence" and not sampler.score_positions
+        if config.baseline == "score_weighted" and surrogate:
             found.append(
-                "objective.baseline: score_weighted needs exact scores, which low_confidence lacks; "
-                "set sampler.remasking=top_prob, plackett_luce, left_to_right or random"
+                "objective.baseline: score_weighted needs exact scores, which low_confidence lacks; set "
+                "sampler.score_positions=true, or sampler.remasking=top_prob, left_to_right or random"
             )
         return found + self._idle()
 

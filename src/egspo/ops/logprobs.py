@@ -84,3 +84,30 @@ def plackett_luce_logp(
         term = score.masked_fill(~drawn, 0.0).sum(-1) - torch.where(happened, total, 0.0)
         logp = logp + term
     return logp
+
+
+def low_confidence_logp(
+    logp: Float[Tensor, "*batch length vocab"],
+    confidence: Float[Tensor, "*batch length vocab"],
+    tokens: Int[Tensor, "*batch length"],
+    order: Int[Tensor, "*batch length"],
+) -> Float[Tensor, "*batch"]:
+    """Log-probability that low-confidence remasking reveals the positions that it did, given their tokens.
+
+    A token v is drawn at every candidate j with probability ``p_j(v) = exp logp``, and the positions whose
+    tokens have the highest ``confidence`` are revealed. With c the lowest confidence among those, every other
+    candidate must have drawn a token of lower confidence:
+
+        log P = sum_{j not revealed} log sum_{v: confidence_j(v) < c} p_j(v)
+
+    so that the tokens drawn there and thrown away are summed out. ``order`` as in `plackett_luce_logp`;
+    ``tokens`` count where it is 0 or more. No gradient flows through what is compared: sums jump where two
+    confidences change places, which no gradient sees.
+    """
+    confidence = confidence.detach()
+    revealed = gather_logp(confidence, tokens).masked_fill(order < 0, torch.inf)
+    below = confidence < revealed.amin(-1)[..., None, None]
+    # A policy that has moved on may have no such token: its least confident one stands for it.
+    least = confidence.masked_fill(confidence.isinf(), torch.inf).argmin(-1, keepdim=True)
+    chance = logp.masked_fill(~below.scatter(-1, least, True), -torch.inf).logsumexp(-1)
+    return chance.masked_fill(order != -1, 0.0).sum(-1)
