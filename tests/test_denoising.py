@@ -8,7 +8,7 @@ import torch
 import runs
 from egspo.config import ConfigError, RLRun, parse_section
 from egspo.likelihood import correct, score_in_microbatches
-from egspo.metrics import cache_warning
+from egspo.metrics import warnings
 from egspo.models.layers import KVCache
 from egspo.ops.reveal import reveal_schedule
 from egspo.policy import load_policy
@@ -253,7 +253,7 @@ def test_training_on_cached_rollouts_starts_at_ratio_one(tmp_path):
 def test_a_sampler_far_from_the_policy_is_told():
     rows = [{"step": 7, "rollout/effective_sample_size": share} for share in (0.42, 0.95, None)]
     line = "step 7: cached rollouts are worth 42% of their samples; lower sampler.cache_refresh_steps"
-    assert [cache_warning(row) for row in rows] == [line, None, None]
+    assert [list(warnings(row)) for row in rows] == [[line], [], []]
 
 
 # ---- settings ------------------------------------------------------------------------------------------

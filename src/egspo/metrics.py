@@ -91,15 +91,19 @@ def importance_metrics(meter: Meter, log_weight: torch.Tensor) -> None:
     meter.peak("rollout/importance_max", float(weight.max()))
 
 
-def cache_warning(row: Mapping[str, Any]) -> str | None:
-    """What to tell of an iteration whose cached rollouts are too far from the policy."""
-    share = row["rollout/effective_sample_size"]
-    if share is None or share >= LOW_SAMPLE_SIZE:
-        return None
-    return (
-        f"step {row['step']}: cached rollouts are worth {share:.0%} of their samples; lower "
-        "sampler.cache_refresh_steps"
-    )
+def warnings(row: Mapping[str, Any]) -> Iterator[str]:
+    """What to tell of an iteration: cached rollouts too far from the policy, and nothing to learn from."""
+    share, step = row["rollout/effective_sample_size"], row["step"]
+    if share is not None and share < LOW_SAMPLE_SIZE:
+        yield (
+            f"step {step}: cached rollouts are worth {share:.0%} of their samples; lower "
+            "sampler.cache_refresh_steps"
+        )
+    if row.get("replay/completions") == 0 and step % 10 == 0:
+        yield (
+            f"step {step}: no completion has earned objective.min_reward yet, so that nothing is learned; "
+            "lower it, or start from a better base"
+        )
 
 
 def batch_metrics(

@@ -24,7 +24,7 @@ from egspo.data import encode_problems
 from egspo.evaluation import validate
 from egspo.external import RewardFunc
 from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
-from egspo.metrics import Meter, batch_metrics, cache_warning, importance_metrics, transcripts
+from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts, warnings
 from egspo.ops import noise
 from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
 from egspo.policy import Policy
@@ -297,7 +297,7 @@ class Trainer:
         self.folder.append("transcripts.jsonl", transcripts(step, *samples, train.num_transcripts))
         self.mirror.log(row)
         screen.advance(step, f"reward {row['reward/mean']:.3f}")
-        if warning := cache_warning(row):
+        for warning in warnings(row):
             screen.say(warning)
         for callback in self.callbacks:
             callback(self, row)

@@ -107,9 +107,11 @@ def test_without_replay_an_update_trains_on_the_rollout(tmp_path):
     assert "replay/completions" not in runs.rows(tmp_path)[0]
 
 
-def test_without_a_success_nothing_changes(tmp_path):
+def test_without_a_success_nothing_changes_and_that_is_told(tmp_path, capsys):
     before = runs.trainer(tmp_path / "other").policy.model.state_dict()
-    runs.train(tmp_path / "run", *SURE, "objective.min_reward=9")
+    runs.trainer(tmp_path / "run", *SURE, "objective.min_reward=9", "train.max_steps=10").train()
+    told = "".join(capsys.readouterr())
+    assert told.count("no completion has earned objective.min_reward yet") == 1
     for row in runs.rows(tmp_path / "run"):
         assert row["replay/completions"] == 0 and row["update/canvases"] is None
     after = runs.trainer(
