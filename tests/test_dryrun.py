@@ -87,6 +87,14 @@ def test_guidance_batches_and_passes_are_counted():
     )
 
 
+def test_what_is_replayed_is_counted_and_not_what_was_rolled_out():
+    replays = ("objective.name=sure", "objective.num_replayed=6", "objective.num_draws=2")
+    found = told("train", "debug/sudoku", *replays, "train.num_iterations=3", "train.updates_per_rollout=2")
+    # 3 passes of 2 updates, each of 6 completions on 2 canvases.
+    assert found["updates"].startswith("6 an iteration")
+    assert found["training"] == "at most 72 passes forward and back an iteration"
+
+
 def test_sft_too(tmp_path: Path):
     found = told("sft", "sudoku/task", "sudoku/sft", f"output_dir={tmp_path / 'run'}", "task.num_train=30")
     assert found["task"] == "sudoku: 30 train, 500 validation"

@@ -157,7 +157,8 @@ def _rl_work(config: BaseRun) -> Findings:
         ("updates", f"{updates} an iteration, {updates * train.max_steps} in all"),
     ]
     objective = registry.load("objectives", config.objective.name)(config.objective)
-    canvases = samples * objective.num_views(sampler) * train.num_iterations
+    trained = objective.num_replayed * updates or samples * train.num_iterations
+    canvases = trained * objective.num_views(sampler)
     beside = ", as many for the reference" if config.objective.beta else ""
     found.append(("training", f"at most {canvases} passes forward and back an iteration{beside}"))
     return found

@@ -25,7 +25,9 @@ from egspo.views import masked_views
 class Config(base.ObjectiveConfig):
     """Settings of SURE."""
 
-    min_reward: float = Field(1.0, description="a completion that earns at least this is a success")
+    min_reward: float = Field(
+        1.0, allow_inf_nan=False, description="a completion that earns at least this is a success"
+    )
     num_replayed: int = Field(
         128, ge=0, description="successes an update trains on, over all ranks; 0: those of the rollout alone"
     )
