@@ -166,6 +166,13 @@ def test_a_key_like_no_other_lists_the_known_ones():
     assert line == "eval.zzz: unknown key; known: limit, batch_size, temperature, remasking"
 
 
+@pytest.mark.parametrize("bits", ["model.bf16=true", "model.dtype=bfloat16"])
+def test_scored_positions_need_32_bits(bits: str):
+    (line,) = problems(overrides=("sampler.score_positions=true", bits))
+    assert line.startswith("sampler.score_positions: True compares confidences")
+    assert line.endswith("use false, or model.dtype=float32 with model.bf16=false")
+
+
 IMPOSSIBLE = [
     # override, the line that must be told
     (

@@ -1,5 +1,6 @@
 """A run that is killed at any point and called again ends as if nothing had happened, bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import runs
@@ -296,3 +298,22 @@ def test_lines_after_the_checkpoint_are_dropped_and_foreign_ones_too(tmp_path: P
     assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + "\n"
     assert folder.rewind(0) == 0.0
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_run_of_an_earlier_version_goes_on(base: Path, tmp_path: Path):
+    """Its configuration and its checkpoint lack what came later; that has its default."""
+    settings = (*runs.from_base(base), "train.save_steps=2")
+    runs.trainer(tmp_path / "whole", *settings, "train.max_steps=4").train()
+    with pytest.raises(Crash):
+        crash = [crash_at(3)]
+        runs.trainer(tmp_path / "old", *settings, "train.max_steps=4", callbacks=crash).train()
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    del config["sampler"]["score_positions"]
+    file.write_text(json.dumps(config))
+    checkpoint = tmp_path / "old" / "checkpoints" / "step-000002" / "trainer.pt"
+    saved = torch.load(checkpoint, weights_only=True)
+    del saved["state"]["replay"]
+    torch.save(saved, checkpoint)
+    runs.trainer(tmp_path / "old", *settings, "train.max_steps=4").train()
+    assert_same_run(tmp_path / "whole", tmp_path / "old")

@@ -96,6 +96,11 @@ class RLRun(BaseRun):
                 f"model.lora_dropout: {self.model.lora_dropout} would make the first ratio differ from 1; "
                 "use 0 in RL (it acts in SFT)"
             )
+        if self.sampler.score_positions and (self.model.bf16 or self.model.dtype != "float32"):
+            found.append(
+                "sampler.score_positions: True compares confidences, which in 16 bits are not those of the "
+                "rollout in the update; use false, or model.dtype=float32 with model.bf16=false"
+            )
         if not hasattr(self.objective, "name"):
             return found
         objective = registry.load("objectives", self.objective.name)(self.objective)

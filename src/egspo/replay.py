@@ -120,7 +120,9 @@ class Replay:
     def keep(self, problems: Sequence[int], trajectory: Trajectory, advantages: Tensor, meter: Meter) -> None:
         """Add the completions of positive advantage, of all ranks in one order."""
         numbers = self._sharing.samples(self._accelerator.process_index).tolist()
-        rows = zip(numbers, problems, trajectory.final.tolist(), advantages[:, 0].tolist(), strict=True)
+        # What stands behind a text's end is never looked at, and makes no other text of it.
+        texts = torch.where(trajectory.completion_mask, trajectory.final, self._policy.end_token_ids[0])
+        rows = zip(numbers, problems, texts.tolist(), advantages[:, 0].tolist(), strict=True)
         kept = [(number, problem, tuple(tokens)) for number, problem, tokens, gain in rows if gain > 0]
         if self._sharing.world > 1:
             kept = gather_object(kept)
@@ -156,5 +158,7 @@ class Replay:
         """What a checkpoint holds."""
         return self._shelf.state()
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._shelf.restore(state)
+    def restore(self, state: Mapping[str, Tensor] | None) -> None:
+        """None: a checkpoint of a version that kept nothing."""
+        if state is not None:
+            self._shelf.restore(state)

@@ -33,7 +33,8 @@ def save_settings(folder: Path, task: Task | None, config: BaseRun, about: dict[
     """
     values = {
         "task": {} if task is None else _saved_task(task.config),
-        "sampler": config.sampler.model_dump(),
+        # What a likelihood counts is a matter of training.
+        "sampler": config.sampler.model_dump(exclude={"score_positions"}),
         "model": config.model.model_dump(include=set(PRECISION)),
         "about": about,
     }

@@ -163,6 +163,8 @@ class Trainer:
                 plan = [self._with_old_scores(views) for views in plan]
             for views in plan:
                 self._optimizer_step(views, meter)
+            if not plan:  # nothing to replay: these updates are left out, not put off
+                self.num_updates += self.config.train.num_iterations * self.config.train.updates_per_rollout
 
     def _plan(self, batch: Batch) -> Iterator[Views]:
         """What each update trains on: of this rollout, or of what is replayed."""
@@ -269,8 +271,6 @@ class Trainer:
     # ---- ranks ---------------------------------------------------------------------------------------
 
     def _across_ranks(self, value: int | float, combine: Callable[[Sequence[float]], float]) -> int | float:
-        if self.accelerator.num_processes == 1:
-            return value
         return combine(gather_object([value]))
 
     def _gather(self, rewards: Rewards) -> Rewards:
@@ -328,7 +328,7 @@ class Trainer:
             state = self.checkpoints.load(first, self.policy.model, self.optimizer)
             self.best, self.num_updates = state["best"], state["num_updates"]
             self.num_tokens = state["num_tokens"]
-            self.replay.restore(state["replay"])
+            self.replay.restore(state.get("replay"))
             if self.accelerator.is_main_process:
                 self.checkpoints.restore_best(first)
         return first, self.folder.rewind(first)

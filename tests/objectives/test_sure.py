@@ -40,6 +40,9 @@ def test_a_success_counts_as_its_share_of_the_group():
     expected = [1.5, 0, 1.5, 0, 0, 0, 1, 1, 1]
     found = make_objective().advantages(rewards)
     assert found.shape == (9, 4) and found[:, 0].tolist() == found[:, 3].tolist() == expected
+    # 0.7 + 0.2 + 0.1 is a little less than 1.
+    rounded = make_objective().advantages(make_rewards(sum([0.7, 0.2, 0.1]), 0.0, group=2))
+    assert rounded[:, 0].tolist() == [2, 0]
     lower = make_objective(min_reward=0.9).advantages(rewards)
     assert lower[:, 0].tolist() == [1, 1, 1, 0, 0, 3, 1, 1, 1]
 
@@ -89,6 +92,10 @@ def test_settings_that_mean_nothing_are_refused():
     assert "objective.beta: 0.1" in found and "use 0" in found
     (found,) = make_objective().problems(sampler, TrainConfig(update_split="steps", updates_per_rollout=2))
     assert "train.update_split" in found
+    (found,) = make_objective().problems(SamplerConfig(score_positions=True), TrainConfig())
+    assert "sampler.score_positions: True" in found and "use false" in found
+    (found,) = make_objective(num_replayed=0, max_kept=7).problems(sampler, TrainConfig())
+    assert "objective.max_kept: 7 does nothing" in found
 
 
 def test_the_cost_of_an_update_is_what_is_replayed(tmp_path):
@@ -112,6 +119,10 @@ def test_without_a_success_nothing_changes_and_that_is_told(tmp_path, capsys):
     runs.trainer(tmp_path / "run", *SURE, "objective.min_reward=9", "train.max_steps=10").train()
     told = "".join(capsys.readouterr())
     assert told.count("no completion has earned objective.min_reward yet") == 1
+    trainer = runs.trainer(tmp_path / "run", *SURE, "objective.min_reward=9", "train.max_steps=10")
+    trainer.train()
+    # The updates that were left out count, as the schedule of the learning rate does.
+    assert trainer.num_updates == 20
     for row in runs.rows(tmp_path / "run"):
         assert row["replay/completions"] == 0 and row["update/canvases"] is None
     after = runs.trainer(

@@ -124,3 +124,14 @@ def test_low_confidence_of_what_another_policy_would_not_have_hidden_is_finite()
     order, tokens = torch.tensor([-2, -2, -2, -1, 0]), torch.tensor([0, 0, 0, 0, 1])
     found = low_confidence_logp(tempered, confidence, tokens, order)
     assert float(found) == pytest.approx(math.log(0.08), abs=1e-6)
+
+
+def test_of_equal_confidences_the_earlier_place_is_revealed():
+    """Three places that are certain, one revealed: it must be the first, and then nothing is improbable."""
+    certain = torch.tensor([0.0, -40.0, -41.0]).expand(3, 3)
+    tokens = torch.zeros(3, dtype=torch.long)
+    first, second = torch.tensor([0, -1, -1]), torch.tensor([-1, 0, -1])
+    assert float(low_confidence_logp(certain, certain, tokens, first)) == pytest.approx(0.0, abs=1e-6)
+    # For the second to be revealed the first must have drawn something else, the third need not.
+    expected = math.log(math.exp(-40) + math.exp(-41))
+    assert float(low_confidence_logp(certain, certain, tokens, second)) == pytest.approx(expected, rel=1e-6)

@@ -164,12 +164,18 @@ class SequenceObjective(OutcomeObjective):
             found.append(
                 f"train.update_split: steps, but {self.name} trains on whole completions; use samples"
             )
-        return found
+        return found + _unscored(self.name, sampler)
 
     def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
         """No step: what is trained on is the completion."""
         none = torch.zeros(len(advantages), 1, dtype=torch.long, device=advantages.device)
         return Steps(none, none > 0)
+
+
+def _unscored(name: str, sampler: Any) -> list[str]:
+    if not sampler.score_positions:
+        return []
+    return [f"sampler.score_positions: True, but {name} scores no choice of positions; use false"]
 
 
 class SliceObjective(OutcomeObjective):
@@ -198,7 +204,7 @@ class SliceObjective(OutcomeObjective):
                 f"sampler.cache: {sampler.cache!r}, but {self.name} scores slices, which cannot be corrected "
                 "for what a cached sampler does; use none"
             )
-        return found
+        return found + _unscored(self.name, sampler)
 
     def num_views(self, sampler: Any) -> int:
         return len(self.boundaries(sampler.diffusion_steps)) - 1

@@ -6,8 +6,8 @@ drawn uniformly among its successes, and m draws v of l_iv ~ U{1..n_i} masked to
     L = -(1/N) sum_i A_i ELBO_i / n_i,     ELBO_i = (1/m) sum_v (n_i / l_iv) sum_{k in S_iv} log p_iv(k)
 
 with A_i = 1. ``num_replayed = 0`` trains on the rollout batch itself, where A_i is G over the number of
-successes in the group, and 0 for failures. Then ``-grad L`` would, were the ELBO exact, estimate the gradient
-of the log of the pass rate, of problems with any success. No ratio, no clip, no reference.
+successes in the group, and 0 for failures: were the ELBO exact and all lengths the same, ``-grad L`` would
+estimate the gradient of the log of the pass rate, up to a factor. No ratio, no clip, no reference.
 """
 
 import torch
@@ -20,6 +20,9 @@ from egspo.ops.bounds import draw_count, draw_subset
 from egspo.ops.noise import VIEWS, uniform
 from egspo.types import Completions, LossOutput, Rewards, Scores, Steps, Views
 from egspo.views import masked_views
+
+ROUNDING = 1e-9
+"""Weighted parts of a reward may add up to a little less than they should."""
 
 
 class Config(base.ObjectiveConfig):
@@ -56,6 +59,9 @@ class Objective(base.SequenceObjective):
         found = super().problems(sampler, train)
         if self.config.beta:
             found.append(f"objective.beta: {self.config.beta}, but sure knows no reference; use 0")
+        most, default = self.config.max_kept, Config.model_fields["max_kept"].default
+        if not self.num_replayed and most != default:
+            found.append(f"objective.max_kept: {most} does nothing without num_replayed; use {default}")
         return found
 
     def num_views(self, sampler) -> int:
@@ -66,7 +72,9 @@ class Objective(base.SequenceObjective):
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
         success = (
-            (rewards.final >= self.config.min_reward).double().unflatten(0, (-1, rewards.num_generations))
+            (rewards.final > self.config.min_reward - ROUNDING)
+            .double()
+            .unflatten(0, (-1, rewards.num_generations))
         )
         share = success * rewards.num_generations / success.sum(1, keepdim=True).clamp(min=1)
         return share.flatten()[:, None].expand(-1, rewards.num_steps)

@@ -100,13 +100,17 @@ def low_confidence_logp(
 
         log P = sum_{j not revealed} log sum_{v: confidence_j(v) < c} p_j(v)
 
-    so that the tokens drawn there and thrown away are summed out. ``order`` as in `plackett_luce_logp`;
-    ``tokens`` count where it is 0 or more. No gradient flows through what is compared: sums jump where two
-    confidences change places, which no gradient sees.
+    so that the tokens drawn there and thrown away are summed out. Of equal confidences the earlier place is
+    revealed first. ``order`` as in `plackett_luce_logp`; ``tokens`` count where it is 0 or more. No gradient
+    flows through what is compared: sums jump where two confidences change places, which no gradient sees.
     """
     confidence = confidence.detach()
     revealed = gather_logp(confidence, tokens).masked_fill(order < 0, torch.inf)
-    below = confidence < revealed.amin(-1)[..., None, None]
+    lowest = revealed.amin(-1, keepdim=True)
+    place = torch.arange(tokens.shape[-1], device=tokens.device)
+    last = torch.where(revealed == lowest, place, -1).amax(-1, keepdim=True)
+    behind = (place > last)[..., None]
+    below = (confidence < lowest[..., None]) | ((confidence == lowest[..., None]) & behind)
     # A policy that has moved on may have no such token: its least confident one stands for it.
     least = confidence.masked_fill(confidence.isinf(), torch.inf).argmin(-1, keepdim=True)
     chance = logp.masked_fill(~below.scatter(-1, least, True), -torch.inf).logsumexp(-1)
