@@ -160,7 +160,9 @@ def test_forward_passes_of_a_run(tmp_path):
     ],
 )
 def test_problems(sampler, train, message):
-    sampler = SimpleNamespace(**({"diffusion_steps": 64, "cache": "none"} | sampler))
+    sampler = SimpleNamespace(
+        **({"diffusion_steps": 64, "cache": "none", "score_positions": False} | sampler)
+    )
     train = SimpleNamespace(**({"update_split": "samples", "updates_per_rollout": 1} | train))
     found = make_objective().problems(sampler, train)
     assert [message in line for line in found] == ([True] if message else [])
