@@ -1,5 +1,6 @@
 """Configurations of runs, and a check of the whole before any work begins."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,17 @@ def load_config(kind: type[Run], paths: Sequence[str | Path], overrides: Sequenc
         ConfigError: with all problems found, each naming the field, the value and what would be right.
     """
     return parse_config(kind, compose(paths, overrides))
+
+
+def brought_up(kind: type[Run], values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as an earlier version wrote it; a setting that it did not know had today's default.
+
+    What is no configuration today comes back as it is.
+    """
+    try:
+        return json.loads(parse_config(kind, values).model_dump_json())
+    except ConfigError:
+        return values
 
 
 def parse_config(kind: type[Run], values: dict[str, Any]) -> Run:

@@ -21,8 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from egspo.compose import ConfigError
-from egspo.config import BaseRun, TrackingConfig, parse_config
+from egspo.config import BaseRun, TrackingConfig, brought_up
 
 # What may differ between a run and its resumption.
 _FREE = ("output_dir", "resume", "tracking", "train.check_memory", "sft.check_memory")
@@ -46,7 +45,7 @@ class RunFolder:
         values = json.loads(config.model_dump_json())
         file = self.path / "config.json"
         if file.is_file():
-            self._check_same(_brought_up(type(config), _read_config(file)), values)
+            self._check_same(brought_up(type(config), _read_config(file)), values)
             if not config.resume:
                 raise ValueError(
                     f"output_dir: {self.path} holds a run already and resume is False; "
@@ -207,14 +206,6 @@ def _step_of(line: str) -> int | float:
         return math.inf
     step = row.get("step") if isinstance(row, dict) else None
     return step if isinstance(step, int) else math.inf
-
-
-def _brought_up(kind: type[BaseRun], values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as an earlier version wrote it; a setting that it did not know had today's default."""
-    try:
-        return json.loads(parse_config(kind, values).model_dump_json())
-    except ConfigError:
-        return values
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a comparison runs: methods over one base configuration, budgets, and one search for all."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from egspo import registry
 from egspo.compose import ConfigError, compose, find_recipe, merge, parse_override, read_yaml
-from egspo.config import RLRun, parse_config, parse_section
+from egspo.config import RLRun, brought_up, parse_config, parse_section
 from egspo.sections import Section
 
 Values = dict[str, Any]
@@ -144,19 +143,13 @@ class Plan:
         base = {key: value for key, value in self.base.items() if key not in drop}
         return {"base": base, "budget": budget, "search": search, "own": own}
 
-    def resolved(self, label: str) -> dict[str, Any]:
-        """A method's whole settings but for what the search chooses: defaults may change with the code."""
-        return self._sections(self.final(label, {}, 0, Path("unused")).settings)
+    def resolved(self, label: str, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A method's whole settings but for what the search chooses: defaults may change with the code.
 
-    def brought_up(self, label: str, resolved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `resolved` gave in an earlier version; a setting that it did not know had today's default."""
-        try:
-            return self._sections(self.final(label, {}, 0, Path("unused")).settings | dict(resolved))
-        except ConfigError:
-            return resolved
-
-    def _sections(self, settings: dict[str, Any]) -> dict[str, Any]:
-        sections = json.loads(self._parsed(settings).model_dump_json())
+        ``earlier``: not the plan's, but those that an earlier version resolved, as they would be today.
+        """
+        settings = self.final(label, {}, 0, Path("unused")).settings | dict(earlier or {})
+        sections = brought_up(RLRun, settings)
         return {key: sections[key] for key in ("task", "sampler", "objective", "optim", "train")}
 
     def describe(self) -> str:

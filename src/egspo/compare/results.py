@@ -42,7 +42,7 @@ class Results:
         for label, settings in plan.methods.items():
             entry = {"settings": settings, "own_grid": own.get(label, {}), "resolved": plan.resolved(label)}
             if label in methods:
-                known = methods[label] | {"resolved": plan.brought_up(label, methods[label]["resolved"])}
+                known = methods[label] | {"resolved": plan.resolved(label, methods[label]["resolved"])}
                 self._refuse(differences(known, entry), f"{label}: ")
             methods = methods | {label: entry}
         return {"shared": shared, "methods": methods}

@@ -8,8 +8,8 @@ For the selected steps S of each of N samples,
 with ``rho_t = pi(a_t | s_t) / pi_old(a_t | s_t)`` of the whole action of step t, and ``xhat_t`` the greedy
 one-step completion of its state. EGSPO is ``step_advantage_weight = 0``. The plain policy gradient over all
 steps is ``selection = all``. Under ``low_confidence`` remasking the choice of positions depends on the
-sampled tokens, and the score of the tokens alone is a surrogate; under the other rules it is exact
-(docs/method.md).
+sampled tokens, and the score of the tokens alone is a surrogate; under the other rules, and with
+``sampler.score_positions``, it is exact (docs/method.md).
 
 Beyond the paper: steps may be drawn at random and weighed by the inverse of their probability, the baseline
 weighed by score norms, lambda fitted. `egspo.objectives.vospo` puts these together.
