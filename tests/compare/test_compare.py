@@ -37,7 +37,9 @@ def compare(out: Path, *options: str) -> runs.Ended:
 
 
 def points(out: Path, label: str, seed: int) -> list[dict]:
-    return read_curve(out / "curves" / label / f"seed-{seed}.jsonl")
+    """Of the only candidate that was chosen."""
+    (file,) = (out / "curves" / label).glob(f"*/seed-{seed}.jsonl")
+    return read_curve(file)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,11 @@ def made(tmp_path_factory) -> Path:
 def test_the_search_is_kept_and_what_diverged_is_not_chosen(made: Path):
     trials = json.loads((made / "search.json").read_text())
     assert [(t["label"], t["settings"], t["chosen"]) for t in trials] == [
-        (label, {"optim.learning_rate": rate}, rate < 1)
+        (label, {"optim.learning_rate": rate}, ["samples"] if rate < 1 else [])
         for label in ("egspo", "wd1")
         for rate in (1e30, 3e-3)
     ]
-    assert [t["rungs"][0]["accuracy"] is None for t in trials] == [True, False] * 2
+    assert [t["rungs"][0]["accuracy"]["samples"] is None for t in trials] == [True, False] * 2
 
 
 def test_runs_share_the_base_and_the_problems(made: Path):
@@ -142,7 +144,8 @@ def start(folder: Path, samples: int, seconds: float | None = None, **settings) 
     plan = Plan([], overrides, ["egspo"], {"seconds": seconds} if seconds else {}, with_search=False)
     run = plan.final("egspo", {}, 0, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({**vars(run), "samples": samples}))
+    limits = run.limits | {"samples": samples}
+    (folder / "run.json").write_text(json.dumps({**vars(run), "limits": limits}))
     worker.train(folder)
     return read_curve(folder / "curve.jsonl")
 
@@ -185,7 +188,7 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path):
     assert runs.egspo("compare", *arguments, "--out", str(whole)).code == 0
     command = [sys.executable, "-m", "egspo", "compare", *arguments, "--out", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    curve = killed / "work/runs/egspo-0/curve.jsonl"
+    curve = killed / "work/runs/egspo-0-0/curve.jsonl"
     assert within(60, lambda: len(read_curve(curve)) > 3), "the run began"
     process.kill()
     process.wait()
@@ -229,8 +232,9 @@ def test_verdicts_are_packed_without_loss():
 
 def test_the_best_third_goes_on_and_the_first_of_equals():
     def trial(number: int, accuracy: float | None) -> Trial:
-        return Trial("a", number, {}, [{"accuracy": accuracy}])
+        return Trial("a", number, {}, [{"accuracy": {"samples": accuracy, "seconds": 0.5}}])
 
     rows = [trial(0, None), trial(1, 0.2), trial(2, 0.5), trial(3, 0.5), trial(4, 0.0), trial(5, 0.1)]
-    assert [t.number for t in _best(rows, 0, 1 / 3)] == [2, 3]
+    assert [t.number for t in _best(rows, 0, "samples", 1 / 3)] == [2, 3]
+    assert [t.number for t in _best(rows, 0, "seconds", 1 / 3)] == [0, 1]
     assert [_kept(count, 1 / 3) for count in (1, 2, 3, 5, 6, 9)] == [1, 1, 1, 1, 2, 3]

@@ -38,10 +38,10 @@ def test_by_default_the_budget_is_the_bases_and_the_search_tries_three_rates(tmp
     parsed = config(run)
     assert (parsed.seed, parsed.optim.learning_rate, parsed.train.max_steps) == (7, 0.003, 10)
     assert (parsed.objective.name, parsed.objective.num_selected_steps) == ("egspo", 2)
-    assert (run.samples, run.seconds, run.split) == (160, None, "test")
+    assert (run.limits, run.split) == ({"samples": 160}, "test")
     trial = plan.trial("egspo", {}, 0.25, tmp_path)
     # A quarter of 160 samples is two and a half iterations of 16.
-    assert (trial.samples, trial.split, config(trial).seed) == (48, "validation", 1000)
+    assert (trial.limits, trial.split, config(trial).seed) == ({"samples": 48}, "validation", 1000)
 
 
 def test_another_objective_begins_with_its_own_settings(tmp_path: Path):
@@ -82,7 +82,10 @@ def test_a_yaml_file_is_a_method_too(tmp_path: Path):
 def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
     plan = make("optim.lr_scheduler_type=constant", budget={"seconds": 5})
     run = plan.final("egspo", {}, 0, tmp_path)
-    assert (run.samples, run.seconds) == (160, 5) and config(run).train.max_steps > 100_000
+    assert run.limits == {"samples": 160, "seconds": 5} and config(run).train.max_steps > 100_000
+    assert plan.trial("egspo", {}, 0.25, tmp_path).limits == {"samples": 48, "seconds": 1.25}
+    run = plan.final("egspo", {}, 0, tmp_path, ["samples"])
+    assert run.limits == {"samples": 160} and config(run).train.max_steps == 10
 
 
 @pytest.mark.parametrize(

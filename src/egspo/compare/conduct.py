@@ -6,7 +6,7 @@ from pathlib import Path
 from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan, Run
 from egspo.compare.results import Results
-from egspo.compare.search import finished, num_trials, search
+from egspo.compare.search import Trial, finished, num_trials, search
 from egspo.compare.summary import summarise, table
 
 
@@ -29,6 +29,7 @@ def compare(
     """
     results, jobs = Results(folder), Jobs(at_once)
     results.open(plan)
+    commands = results.commands(command)
     count = 0
 
     def done(run: Run) -> None:
@@ -36,25 +37,25 @@ def compare(
         count += 1
         progress(count, run.label)
 
-    unsearched = [label for label in plan.methods if results.chosen(label) is None]
+    unsearched = [label for label in plan.methods if not results.chosen(label)]
     results.add_trials(search(plan, unsearched, results.work / "search", jobs, done))
-    runs = {}
-    for seed in seeds:
-        for label in plan.methods:
-            if not results.has(label, seed):
-                chosen, place = results.chosen(label) or {}, results.work / "runs" / f"{label}-{seed}"
-                runs[label, seed] = plan.final(label, chosen, seed, place)
+    missing = []
+    for trial, seed in _missing(results, plan, seeds):
+        place = results.work / "runs" / f"{trial.name}-{seed}"
+        missing.append((plan.final(trial.label, trial.settings, seed, place, trial.chosen), trial))
+    trials = {run.settings["output_dir"]: trial for run, trial in missing}
 
     def keep(run: Run) -> None:
-        results.keep(run, run.settings["seed"])
-        _write(results, against, command)
+        results.keep(run, trials[run.settings["output_dir"]], run.settings["seed"])
+        _write(results, against, commands)
         done(run)
 
-    over = [run for run in runs.values() if finished(run)]
+    runs = [run for run, _ in missing]
+    over = [run for run in runs if finished(run)]
     for run in over:
         keep(run)
-    jobs.run([run for run in runs.values() if run not in over], keep)
-    return _write(results, against, command)
+    jobs.run([run for run in runs if run not in over], keep)
+    return _write(results, against, commands)
 
 
 def num_runs(plan: Plan, seeds: Sequence[int], folder: Path) -> int:
@@ -65,12 +66,20 @@ def num_runs(plan: Plan, seeds: Sequence[int], folder: Path) -> int:
     """
     results = Results(folder)
     results.check(plan)
-    searches = [num_trials(plan, label) for label in plan.methods if results.chosen(label) is None]
-    return sum(searches) + sum(not results.has(label, seed) for label in plan.methods for seed in seeds)
+    unsearched = [label for label in plan.methods if not results.chosen(label)]
+    searches = sum(num_trials(plan, label) for label in unsearched)
+    chosen = sum(min(len(plan.candidates(label)), len(plan.limits)) for label in unsearched)
+    return searches + chosen * len(seeds) + len(_missing(results, plan, seeds))
 
 
-def _write(results: Results, against: str, command: str) -> str:
-    comparison = summarise(results, against, command)
+def _missing(results: Results, plan: Plan, seeds: Sequence[int]) -> list[tuple[Trial, int]]:
+    """Chosen candidates and seeds of which there is no curve."""
+    chosen = [trial for label in plan.methods for trial in results.chosen(label)]
+    return [(trial, seed) for seed in seeds for trial in chosen if not results.has(trial, seed)]
+
+
+def _write(results: Results, against: str, commands: Sequence[str]) -> str:
+    comparison = summarise(results, against, commands)
     text = table(comparison, results.folder.name)
     results.write(comparison, text)
     return text

@@ -41,7 +41,7 @@ class CompareConfig(Section):
         description="what it tries besides, by label; all methods must come to the same number of candidates",
     )
     rungs: list[float] = Field(
-        [0.25, 0.5], min_length=1, description="shares of the samples after which to weigh"
+        [0.25, 0.5], min_length=1, description="shares of each budget after which to weigh"
     )
     keep: float = Field(1 / 3, gt=0, lt=1, description="share of the candidates that goes on after a rung")
     search_seed: int = Field(1000, description="seed of the search's runs, which no final run may have")
@@ -73,10 +73,8 @@ class Run:
     split: str
     """Where it is evaluated: validation in the search, test afterwards."""
     eval_steps: int
-    samples: int
-    """It goes on until it has drawn so many completions …"""
-    seconds: int | float | None
-    """… and, if given, has trained for so long."""
+    limits: dict[str, int | float]
+    """It goes on until it has spent all of these: ``samples`` drawn, ``seconds`` of training."""
 
 
 class Plan:
@@ -118,14 +116,24 @@ class Plan:
         self.eval_steps = self.config.eval_steps or max(1, math.ceil(self.samples / self.batch / 10))
         self._check()
 
-    def final(self, label: str, chosen: Values, seed: int, folder: Path) -> Run:
-        """A run with the settings that the search chose."""
-        return self._run(label, chosen, seed, folder, "test", self.samples, self.config.seconds)
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """The budgets by kind: ``samples``, and ``seconds`` if there is one."""
+        seconds = self.config.seconds
+        return {"samples": self.samples} | ({"seconds": seconds} if seconds else {})
+
+    def final(
+        self, label: str, chosen: Values, seed: int, folder: Path, kinds: Sequence[str] | None = None
+    ) -> Run:
+        """A run with the settings that the search chose, to the budgets of some kinds; of all if None."""
+        limits = {kind: limit for kind, limit in self.limits.items() if kinds is None or kind in kinds}
+        return self._run(label, chosen, seed, folder, "test", limits)
 
     def trial(self, label: str, candidate: Values, rung: float, folder: Path) -> Run:
         """A run of the search up to a rung."""
-        samples = math.ceil(rung * self.samples / self.batch) * self.batch
-        return self._run(label, candidate, self.config.search_seed, folder, "validation", samples, None)
+        limits = {kind: rung * limit for kind, limit in self.limits.items()}
+        limits["samples"] = math.ceil(limits["samples"] / self.batch) * self.batch
+        return self._run(label, candidate, self.config.search_seed, folder, "validation", limits)
 
     def candidates(self, label: str) -> list[Values]:
         """What the search tries for a method: every combination of its values."""
@@ -195,8 +203,8 @@ class Plan:
             values = merge(values, nested)
         return values
 
-    def _run(self, label, chosen, seed: int, folder: Path, split: str, samples: int, seconds) -> Run:
-        iterations = ENDLESS if seconds else math.ceil(self.samples / self.batch)
+    def _run(self, label, chosen, seed: int, folder: Path, split: str, limits) -> Run:
+        iterations = ENDLESS if "seconds" in limits else self.samples // self.batch
         forced = {
             "output_dir": str(folder),
             "seed": seed,
@@ -212,7 +220,7 @@ class Plan:
         values = merge(self._merged(label, chosen), forced)
         values.pop("tracking", None)
         decoding = self.base.get("sampler", {})
-        return Run(label, values, decoding, split, self.eval_steps, samples, seconds)
+        return Run(label, values, decoding, split, self.eval_steps, limits)
 
     def _parsed(self, values: dict[str, Any]) -> RLRun:
         return parse_config(RLRun, values)

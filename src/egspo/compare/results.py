@@ -1,8 +1,8 @@
 """The folder of a comparison: small files that can be committed, and grow from one session to the next.
 
 plan.json          what all runs have in common, and each method's own settings
-search.json        every candidate that was tried, how it did, which was chosen
-curves/METHOD/seed-0.jsonl    one line an evaluation, with the verdict on each problem
+search.json        every candidate that was tried, how it did, for which budgets it was chosen
+curves/METHOD/candidate-0/seed-0.jsonl    one line an evaluation, with the verdict on each problem
 comparison.json, README.md, report.html    made of the above
 work/              run folders; not for committing, and not needed once a run is done
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from egspo.compare.jobs import DIVERGED
-from egspo.compare.plan import Plan, Run, Values
+from egspo.compare.plan import Plan, Run
 from egspo.compare.search import Trial
 from egspo.compare.worker import read_curve
 from egspo.tracking import differences, write_whole
@@ -27,7 +27,13 @@ class Results:
     def __init__(self, folder: Path):
         self.folder, self.work = folder, folder / "work"
         self.plan = self._read("plan.json", {})
-        self.trials = [Trial(**row) for row in self._read("search.json", [])]
+        trials = self._read("search.json", [])
+        if any(isinstance(row["chosen"], bool) for row in trials):
+            raise ValueError(
+                f"--out: the search in {folder} is of an earlier version and knew one budget; "
+                "choose another folder"
+            )
+        self.trials = [Trial(**row) for row in trials]
 
     def check(self, plan: Plan) -> dict[str, Any]:
         """What ``plan.json`` holds once the plan's runs stand beside those that are there.
@@ -69,39 +75,44 @@ class Results:
     def labels(self) -> list[str]:
         return list(self.plan.get("methods", {}))
 
-    def chosen(self, label: str) -> Values | None:
-        """What the search chose for a method; None before it."""
-        return next((t.settings for t in self.trials if t.label == label and t.chosen), None)
+    def chosen(self, label: str) -> list[Trial]:
+        """What the search chose for a method, for one budget or another; nothing before it."""
+        return [trial for trial in self.trials if trial.label == label and trial.chosen]
 
     def add_trials(self, trials: Sequence[Trial]) -> None:
         self.trials += trials
         self._write("search.json", [asdict(trial) for trial in self.trials])
 
-    def has(self, label: str, seed: int) -> bool:
-        return self._curve_file(label, seed).is_file()
+    def has(self, trial: Trial, seed: int) -> bool:
+        return self._curve_file(trial, seed).is_file()
 
-    def keep(self, run: Run, seed: int) -> None:
+    def keep(self, run: Run, trial: Trial, seed: int) -> None:
         """A run is over: its curve stays, its model and checkpoints go."""
         source = Path(run.settings["output_dir"])
         points = read_curve(source / "curve.jsonl")
         if (source / DIVERGED).is_file():
             points[-1]["diverged"] = True
-        target = self._curve_file(run.label, seed)
+        target = self._curve_file(trial, seed)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, "".join(json.dumps(point) + "\n" for point in points))
         shutil.rmtree(source)
 
-    def curves(self, label: str) -> dict[int, list[dict[str, Any]]]:
+    def curves(self, trial: Trial) -> dict[int, list[dict[str, Any]]]:
         """Curves by seed."""
-        files = (self.folder / "curves" / label).glob("seed-*.jsonl")
+        files = self._curve_file(trial, 0).parent.glob("seed-*.jsonl")
         return {seed: read_curve(file) for seed, file in sorted((_seed(file), file) for file in files)}
+
+    def commands(self, command: str) -> list[str]:
+        """Commands that the folder is made by, in order; ``command`` the last of them."""
+        earlier = self._read("comparison.json", {}).get("commands", [])
+        return [*(other for other in earlier if other != command), command]
 
     def write(self, comparison: dict[str, Any], table: str) -> None:
         self._write("comparison.json", comparison)
         write_whole(self.folder / "README.md", table)
 
-    def _curve_file(self, label: str, seed: int) -> Path:
-        return self.folder / "curves" / label / f"seed-{seed}.jsonl"
+    def _curve_file(self, trial: Trial, seed: int) -> Path:
+        return self.folder / "curves" / trial.label / f"candidate-{trial.number}" / f"seed-{seed}.jsonl"
 
     def _read(self, name: str, default: Any) -> Any:
         file = self.folder / name

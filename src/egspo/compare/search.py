@@ -1,8 +1,8 @@
 """The same small search for every method: successive halving on validation problems (arXiv 1502.07943).
 
-All candidates run for the first rung's share of the samples, the best third of each method's for the next,
-and so on; a candidate that goes on continues its run. Its score at a rung is the mean accuracy of its last
-two evaluations up to there.
+All candidates run for the first rung's share of each budget, the best third of each method's for the next,
+and so on; a candidate that goes on continues its run. What is best in so many samples need not be in so many
+seconds, so each budget ranks and chooses for itself; candidates that both keep run once.
 """
 
 import math
@@ -16,7 +16,7 @@ from egspo.compare.plan import Plan, Run, Values
 from egspo.compare.worker import read_curve
 
 LAST = 2
-"""Evaluations that a score is the mean of, for a single one is noisy."""
+"""Evaluations that a score in samples is the mean of, for a single one is noisy."""
 
 
 @dataclass
@@ -27,15 +27,17 @@ class Trial:
     number: int
     settings: Values
     rungs: list[dict[str, Any]] = field(default_factory=list)
-    """``share, samples, seconds, accuracy`` of each rung that it ran to; accuracy is None if it diverged."""
-    chosen: bool = False
+    """Of each rung that it ran to: ``share``; ``samples, seconds`` spent; ``accuracy`` by kind of budget."""
+    chosen: list[str] = field(default_factory=list)
+    """Kinds of budget for which it was the best."""
 
     @property
     def name(self) -> str:
         return f"{self.label}-{self.number}"
 
-    def score(self, rung: int) -> float:
-        accuracy = self.rungs[rung]["accuracy"] if rung < len(self.rungs) else None
+    def score(self, rung: int, kind: str) -> float:
+        """Accuracy at a rung; below any if it diverged."""
+        accuracy = self.rungs[rung]["accuracy"][kind]
         return -1.0 if accuracy is None else accuracy
 
 
@@ -46,34 +48,37 @@ def search(
     jobs: Jobs,
     done: Callable[[Run], None],
 ) -> list[Trial]:
-    """All trials of the given methods, one of each ``chosen``; finished parts of them are not run again."""
+    """All trials of the given methods, with what was chosen; finished parts of them are not run again."""
     trials = {
         label: [Trial(label, i, settings) for i, settings in enumerate(plan.candidates(label))]
         for label in labels
     }
-    left = dict(trials)
+    left = {(label, kind): rows for label, rows in trials.items() for kind in plan.limits}
     for number, share in enumerate(plan.config.rungs):
         if all(len(rows) == 1 for rows in left.values()):
             break
-        _run_rung(plan, share, [trial for rows in left.values() for trial in rows], work, jobs, done)
-        left = {label: _best(rows, number, plan.config.keep) for label, rows in left.items()}
-    for rows in left.values():
-        rows[0].chosen = True
+        going_on = {trial.name: trial for rows in left.values() for trial in rows}
+        _run_rung(plan, share, list(going_on.values()), work, jobs, done)
+        left = {of: _best(rows, number, of[1], plan.config.keep) for of, rows in left.items()}
+    for (_, kind), rows in left.items():
+        rows[0].chosen.append(kind)
     return [trial for rows in trials.values() for trial in rows]
 
 
 def num_trials(plan: Plan, label: str) -> int:
-    """Runs that the search of a method makes, each rung counted."""
-    count, total = len(plan.candidates(label)), 0
+    """Runs that the search of a method makes at most, each rung counted."""
+    kept = len(plan.candidates(label))
+    count, total = kept, 0
     for _ in plan.config.rungs:
-        if count > 1:
-            total, count = total + count, _kept(count, plan.config.keep)
+        if kept > 1:
+            kept, total = _kept(kept, plan.config.keep), total + count
+            count = min(count, kept * len(plan.limits))
     return total
 
 
-def _best(rows: Sequence[Trial], rung: int, keep: float) -> list[Trial]:
+def _best(rows: Sequence[Trial], rung: int, kind: str, keep: float) -> list[Trial]:
     """The best candidates first; of equals the earlier."""
-    ranked = sorted(rows, key=lambda trial: -trial.score(rung))
+    ranked = sorted(rows, key=lambda trial: -trial.score(rung, kind))
     return ranked[: _kept(len(rows), keep)]
 
 
@@ -90,24 +95,30 @@ def _run_rung(plan, share: float, rows: Sequence[Trial], work: Path, jobs: Jobs,
 
 
 def finished(run: Run) -> bool:
-    """Whether a run's folder holds a curve up to its budget, or as far as it goes."""
+    """Whether a run's folder holds a curve up to its budgets, or as far as it goes."""
     folder = Path(run.settings["output_dir"])
     points = read_curve(folder / "curve.jsonl")
     if (folder / DIVERGED).is_file():
         return True
-    if not points or points[-1]["samples"] < run.samples:
-        return False
-    return run.seconds is None or points[-1]["seconds"] >= run.seconds
+    return bool(points) and all(points[-1][kind] >= limit for kind, limit in run.limits.items())
 
 
 def _result(run: Run, share: float) -> dict[str, Any]:
     folder = Path(run.settings["output_dir"])
-    points = [p for p in read_curve(folder / "curve.jsonl") if 0 < p["samples"] <= run.samples]
+    points = read_curve(folder / "curve.jsonl")
     gone = (folder / DIVERGED).is_file()
-    last = points[-LAST:]
-    return {
-        "share": share,
-        "samples": run.samples,
-        "seconds": points[-1]["seconds"] if points else None,
-        "accuracy": None if gone or not last else sum(p["accuracy"] for p in last) / len(last),
-    }
+    spent = {kind: points[-1][kind] if points else 0 for kind in ("samples", "seconds")}
+    accuracy = {kind: None if gone else _accuracy(points, kind, limit) for kind, limit in run.limits.items()}
+    return {"share": share, **spent, "accuracy": accuracy}
+
+
+def _accuracy(points: Sequence[dict[str, Any]], kind: str, limit: int | float) -> float:
+    """In samples, of the last evaluations up to the limit; in seconds, when they were spent.
+
+    Evaluations come at every so many samples, and where the seconds are spent: a slow candidate has no other
+    before that, so that a mean would tell against it.
+    """
+    if kind == "seconds":
+        return next(point["accuracy"] for point in points if point["seconds"] >= limit)
+    last = [point["accuracy"] for point in points if 0 < point["samples"] <= limit][-LAST:]
+    return sum(last) / len(last)

@@ -14,39 +14,49 @@ Point = dict[str, Any]
 UNITS = {"samples": "samples", "seconds": "processor seconds"}
 
 
-def summarise(results: Results, against: str, command: str) -> dict[str, Any]:
-    """``comparison.json``: ``command, against, plan, budgets, methods``.
+def summarise(results: Results, against: str, commands: Sequence[str]) -> dict[str, Any]:
+    """``comparison.json``: ``commands, against, plan, limits, budgets``.
 
-    ``budgets`` has, for each kind of budget and each method with a run, the accuracy by seed, its mean with
-    Student's interval over seeds, and the paired difference to ``against`` over the seeds that both have,
-    with its bootstrap interval and its p, adjusted by Holm over the methods (`egspo.ops.paired`).
+    ``budgets`` has, for each kind of budget and each method with a run of what the search chose for it, the
+    accuracy by seed, its mean with Student's interval over seeds, the learning curve, and the paired
+    difference to ``against`` over the seeds that both have, with its bootstrap interval and its p, adjusted
+    by Holm over the finalists (`egspo.ops.paired`): the methods that have the most seeds.
     """
     shared = results.plan["shared"]
-    curves = {label: found for label in results.labels if (found := results.curves(label))}
     limits = {kind: shared["budget"][kind] for kind in UNITS if shared["budget"][kind]}
     return {
-        "command": command,
+        "commands": list(commands),
         "against": against,
         "plan": results.plan,
         "limits": limits,
-        "budgets": {kind: _at_budget(curves, kind, limit, against) for kind, limit in limits.items()},
-        "methods": {label: _method(results, label, found) for label, found in curves.items()},
+        "budgets": {kind: _at_budget(results, kind, limit, against) for kind, limit in limits.items()},
     }
 
 
-def _at_budget(
-    curves: dict[str, dict[int, list[Point]]], kind: str, limit: int | float, against: str
-) -> dict:
+def _at_budget(results: Results, kind: str, limit: int | float, against: str) -> dict[str, Any]:
+    chosen = {trial.label: trial for trial in results.trials if kind in trial.chosen}
+    curves = {label: found for label, trial in chosen.items() if (found := results.curves(trial))}
     reached = {
         label: {seed: _reading(points, kind, limit) for seed, points in found.items()}
         for label, found in curves.items()
     }
-    rows = {label: _score(points, reached.get(against, {})) for label, points in reached.items()}
-    tested = [label for label in rows if label != against and rows[label]["difference"]["p"] is not None]
-    adjusted = holm([rows[label]["difference"]["p"] for label in tested])
-    for label, p in zip(tested, adjusted, strict=True):
-        rows[label]["difference"]["p_holm"] = p
+    rows = {}
+    for label, points in reached.items():
+        rows[label] = _score(points, reached.get(against, {})) | {
+            "chosen": chosen[label].settings,
+            "diverged": [seed for seed, found in curves[label].items() if found[-1].get("diverged")],
+            "curve": _mean_curve(list(curves[label].values()), list(points.values()), kind, limit),
+        }
+    _adjust({label: row["difference"] for label, row in rows.items() if label != against})
     return dict(sorted(rows.items(), key=lambda item: -item[1]["mean"]))
+
+
+def _adjust(differences: dict[str, dict[str, Any]]) -> None:
+    """Sets ``p_holm`` of the finalists."""
+    most = max((len(found["seeds"]) for found in differences.values()), default=0)
+    finalists = [d for d in differences.values() if d["p"] is not None and len(d["seeds"]) == most]
+    for found, p in zip(finalists, holm([found["p"] for found in finalists]), strict=True):
+        found["p_holm"] = p
 
 
 def _reading(points: Sequence[Point], kind: str, limit: int | float) -> Point:
@@ -89,40 +99,37 @@ def _mean(points, key: str) -> float:
     return sum(values) / len(values)
 
 
-def _method(results: Results, label: str, curves: dict[int, list[Point]]) -> dict[str, Any]:
-    steps = [point["step"] for point in next(iter(curves.values()))]
-    common = [step for step in steps if all(any(p["step"] == step for p in c) for c in curves.values())]
-    rows = []
-    for step in common:
-        points = [next(p for p in c if p["step"] == step) for c in curves.values()]
-        accuracy = [point["accuracy"] for point in points]
-        rows.append(
-            {
-                "step": step,
-                "samples": points[0]["samples"],
-                "seconds": _mean(points, "seconds"),
-                "accuracy": sum(accuracy) / len(accuracy),
-                "ci95": student_interval(accuracy),
-            }
-        )
-    return {
-        "chosen": results.chosen(label) or {},
-        "diverged": [seed for seed, points in curves.items() if points[-1].get("diverged")],
-        "curve": rows,
-    }
+def _mean_curve(
+    curves: Sequence[Sequence[Point]], reached: Sequence[Point], kind: str, limit: int | float
+) -> list[dict[str, Any]]:
+    """Means over seeds: at the steps within the budget that all have, and where it was spent."""
+    by_step = [{point["step"]: point for point in points} for points in curves]
+    common = [[found[step] for found in by_step] for step in sorted(set.intersection(*map(set, by_step)))]
+    rows = [points for points in common if max(point[kind] for point in points) < limit]
+    return [
+        {
+            "samples": _mean(points, "samples"),
+            "seconds": _mean(points, "seconds"),
+            "accuracy": _mean(points, "accuracy"),
+            "ci95": student_interval([point["accuracy"] for point in points]),
+        }
+        for points in [*rows, reached]
+    ]
 
 
 def table(comparison: dict[str, Any], title: str) -> str:
     """The comparison as Markdown."""
-    first = next(iter(comparison["budgets"].values()))
-    n = next(iter(first.values()))["n"]
-    base = next(iter(comparison["methods"].values()))["curve"][0]["accuracy"]
-    lines = [f"# {title}", "", f"Made by `{comparison['command']}`.", ""]
-    lines.append(
-        f"Greedy accuracy on n = {n} test problems; before training: {base:.1%}. Interval of a mean: "
-        f"Student's t over seeds. Difference: to `{comparison['against']}`, paired by seed and problem, with "
-        "the interval of the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm."
-    )
+    row = next(iter(next(iter(comparison["budgets"].values())).values()))
+    lines = [f"# {title}", "", "Made by", ""]
+    lines += [f"    {command}" for command in comparison["commands"]]
+    before = f"before training: {row['curve'][0]['accuracy']:.1%}"
+    lines += [
+        "",
+        f"Greedy accuracy on n = {row['n']} test problems; {before}. Interval of a mean: Student's t over "
+        f"seeds. Difference: to `{comparison['against']}`, paired by seed and problem, with the interval of "
+        "the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm over the finalists, which "
+        "are the methods with the most seeds.",
+    ]
     for kind, rows in comparison["budgets"].items():
         lines += [
             "",
@@ -140,8 +147,8 @@ def _rows(comparison: dict[str, Any], kind: str, rows: dict[str, Any]) -> list[s
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, row in rows.items():
-        method, difference = comparison["methods"][label], row["difference"]
-        name = label + (f" ({len(method['diverged'])} diverged)" if method["diverged"] else "")
+        difference = row["difference"]
+        name = label + (f" ({len(row['diverged'])} diverged)" if row["diverged"] else "")
         paired = ["", "", ""]
         if label != comparison["against"] and difference["mean"] is not None:
             p = difference["p_holm"]
@@ -150,7 +157,7 @@ def _rows(comparison: dict[str, Any], kind: str, rows: dict[str, Any]) -> list[s
                 _range(difference["ci95"], "+"),
                 "" if p is None else f"{p:.2g}",
             ]
-        chosen = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in method["chosen"].items())
+        chosen = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in row["chosen"].items())
         cells = [name, str(len(row["by_seed"])), f"{100 * row['mean']:.1f}", _range(row["ci95"]), *paired]
         lines.append("| " + " | ".join([*cells, f"{row[other]:,.0f}", chosen]) + " |")
     return lines

@@ -53,10 +53,9 @@ class Recorder:
         for key, value in row.items():
             if key not in CUMULATIVE and value is not None:
                 self.sums[key].append(value)
-        limit = self.run.seconds
-        crossed = limit is not None and before < limit <= self.seconds
-        enough = row["samples"] >= self.run.samples
-        trainer.should_stop = enough and (limit is None or self.seconds >= limit)
+        limits, spent = self.run.limits, {"samples": row["samples"], "seconds": self.seconds}
+        crossed = before < limits.get("seconds", 0) <= self.seconds
+        trainer.should_stop = all(spent[kind] >= limit for kind, limit in limits.items())
         if row["step"] % self.run.eval_steps == 0 or crossed or trainer.should_stop:
             self._evaluate(trainer, row)
         self.last = self.clock()

@@ -16,7 +16,7 @@ HEADER = ("Method", "Seeds", "Accuracy (%)", "Difference", "p", "Samples", "Seco
 
 def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
     """The whole page, from what ``comparison.json`` holds (`egspo.compare.summary.summarise`)."""
-    methods = comparison["methods"]
+    methods = dict.fromkeys(label for rows in comparison["budgets"].values() for label in rows)
     tint = dict(zip(methods, colours(len(methods)), strict=True))
     panels = [_curves(comparison, kind, tint) for kind in comparison["limits"]]
     figures = "\n".join(
@@ -28,7 +28,7 @@ def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
     return document(
         name,
         [
-            f"<p>Made by <code>{text(comparison['command'])}</code></p>",
+            f"<p>Made by</p>\n<pre>{text(chr(10).join(comparison['commands']))}</pre>",
             *(_budget(comparison, kind, tint) for kind in comparison["limits"]),
             f'<h2>Learning curves</h2>\n<ul class="runs">{legend}</ul>',
             f'<div class="panels">\n{figures}\n</div>',
@@ -45,23 +45,24 @@ def _swatch(colour: str) -> str:
 def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -> str:
     against, rows = comparison["against"], []
     for label, row in comparison["budgets"][kind].items():
-        method, difference = comparison["methods"][label], row["difference"]
+        difference = row["difference"]
         paired = label != against and difference["mean"] is not None
         rows.append(
             (
-                _swatch(tint[label]) + text(label) + _diverged(method["diverged"]),
+                _swatch(tint[label]) + text(label) + _diverged(row["diverged"]),
                 str(len(row["by_seed"])),
                 f"{100 * row['mean']:.1f}{_range(row['ci95'])}",
                 f"{100 * difference['mean']:+.1f}{_range(difference['ci95'])}" if paired else None,
                 shown(difference["p_holm"], ".2g") if paired else None,
                 f"{row['samples']:,.0f}",
                 f"{row['seconds']:,.0f}",
-                text(", ".join(f"{key} {value}" for key, value in method["chosen"].items())),
+                text(", ".join(f"{key} {value}" for key, value in row["chosen"].items())),
             )
         )
     note = (
         f"Mean over seeds with Student's 95 % interval. Difference to {against}, paired by seed and "
-        "problem, with its bootstrap interval; p of the paired t-test over seeds, adjusted by Holm."
+        "problem, with its bootstrap interval; p of the paired t-test over seeds, adjusted by Holm over "
+        "the methods with the most seeds."
     )
     head = f"At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run"
     return f"<h2>{text(head)}</h2>\n{table(HEADER, rows, numeric=HEADER[1:7])}\n<p>{text(note)}</p>"
@@ -77,7 +78,7 @@ def _diverged(seeds) -> str:
 
 def _curves(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -> Panel | None:
     def paint(axes):
-        for label, method in comparison["methods"].items():
+        for label, method in comparison["budgets"][kind].items():
             rows = method["curve"]
             x = [row[kind] for row in rows]
             axes.plot(

@@ -1,0 +1,128 @@
+"""What is best in so many samples need not be in so many seconds: each budget chooses for itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from egspo.compare.conduct import compare, num_runs
+from egspo.compare.jobs import Jobs
+from egspo.compare.plan import Plan
+from egspo.compare.results import Results
+from egspo.compare.search import num_trials, search
+from egspo.compare.summary import summarise
+from egspo.compare.worker import pack
+
+TOY = [
+    "model.init=tiny",
+    "task={name: toy, prompt: compact}",
+    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
+    "objective={name: egspo, num_selected_steps: 2}",
+    "optim={learning_rate: 1e-3, lr_scheduler_type: constant}",
+    "train={max_steps: 100, prompts_per_step: 4, num_generations: 4}",
+    "compare={samples: 1600, seconds: 40, eval_steps: 10, rungs: [0.25]}",
+    "compare.grid={train.num_iterations: [3, 1, 2]}",
+]
+
+
+def plan(*objectives: str) -> Plan:
+    return Plan([], TOY, objectives, {})
+
+
+def curve(folder: Path, seconds_a_step: float, right: list[int], of: int = 20) -> None:
+    """A curve with an evaluation every ten iterations of 16 completions, ``right`` of 20 solved."""
+    folder.mkdir(parents=True)
+    points = [
+        {
+            "step": 10 * i,
+            "samples": 160 * i,
+            "seconds": 10 * i * seconds_a_step,
+            "accuracy": count / of,
+            "n": of,
+            "correct": pack([k < count for k in range(of)]),
+            "metrics": {},
+        }
+        for i, count in enumerate(right)
+    ]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+
+
+def no_run_is_made(run) -> None:
+    raise AssertionError(f"{run.label} was run again")
+
+
+@pytest.fixture
+def searched(tmp_path: Path):
+    """400 samples and ten seconds of each: the first learns the most a sample, at ten times the cost."""
+    curve(tmp_path / "egspo-0", 1.0, [2, 4, 16, 18])
+    curve(tmp_path / "egspo-1", 0.1, [2, 6, 8, 8, 9, 9, 9, 9, 9, 9, 9])
+    curve(tmp_path / "egspo-2", 0.2, [2, 5, 9, 9, 5, 5])
+    return search(plan("egspo"), ["egspo"], tmp_path, Jobs(1), no_run_is_made)
+
+
+def test_each_budget_chooses_for_itself(searched):
+    assert [trial.chosen for trial in searched] == [["samples"], ["seconds"], []]
+    # The mean of the last two evaluations up to 400 samples; the one where ten seconds were spent.
+    assert [trial.rungs[0]["accuracy"] for trial in searched] == [
+        {"samples": pytest.approx(0.5), "seconds": 0.2},
+        {"samples": pytest.approx(0.35), "seconds": 0.45},
+        {"samples": pytest.approx(0.35), "seconds": 0.25},
+    ]
+    assert [trial.rungs[0]["samples"] for trial in searched] == [480, 1600, 800]
+
+
+def test_each_budget_is_read_from_the_runs_of_what_it_chose(searched, tmp_path: Path):
+    results = Results(tmp_path / "out")
+    results.open(plan("egspo"))
+    results.add_trials(searched)
+    results = Results(tmp_path / "out")
+    first, second = results.chosen("egspo")
+    assert (first.number, second.number) == (0, 1)
+    for seed in (0, 1):
+        for trial, step, right in ((first, 1.0, [2] + [16] * 10), (second, 0.1, [2] + [10] * 40)):
+            place = tmp_path / "runs" / f"{trial.name}-{seed}"
+            curve(place, step, right)
+            results.keep(plan("egspo").final("egspo", trial.settings, seed, place, trial.chosen), trial, seed)
+    assert num_runs(plan("egspo"), [0, 1], tmp_path / "out") == 0
+    assert num_runs(plan("egspo"), [0, 1, 2], tmp_path / "out") == 2
+    found = summarise(results, "egspo", ["made"])
+    by_kind = {kind: rows["egspo"] for kind, rows in found["budgets"].items()}
+    assert {kind: row["mean"] for kind, row in by_kind.items()} == {"samples": 0.8, "seconds": 0.5}
+    assert [row["chosen"]["train.num_iterations"] for row in by_kind.values()] == [3, 1]
+    assert [row["curve"][-1][kind] for kind, row in by_kind.items()] == [1600, 40]
+
+
+def test_a_comparison_tells_how_often_it_trains(tmp_path: Path):
+    made = plan("egspo", "wd1")
+    assert num_trials(made, "egspo") == 3
+    # At most: two methods, each three candidates, of which two may be chosen, by two seeds.
+    assert num_runs(made, [0, 1], tmp_path) == 2 * (3 + 2 * 2)
+    made.config.rungs = [0.25, 0.5, 1.0]
+    assert num_trials(made, "egspo") == 3  # a single one of each budget is left after the first rung
+
+
+def test_finalists_alone_are_corrected_for(searched, tmp_path: Path):
+    """A method that was screened with fewer seeds has its interval and no p."""
+    results = Results(tmp_path / "out")
+    labels = ["egspo", "wd1", "spg", "espo"]
+    results.open(plan(*labels))
+    for label, seeds in zip(labels, (5, 5, 5, 3), strict=True):
+        for trial in searched[:1]:
+            copy = type(trial)(label, 0, trial.settings, trial.rungs, ["samples", "seconds"])
+            results.add_trials([copy])
+            for seed in range(seeds):
+                place = tmp_path / "runs" / f"{label}-{seed}"
+                curve(place, 0.5, [2] + [10 + (seed * len(label)) % 7] * 10)
+                results.keep(plan(*labels).final(label, {}, seed, place), copy, seed)
+    rows = summarise(results, "egspo", ["made"])["budgets"]["samples"]
+    p = {label: (row["difference"]["p"], row["difference"]["p_holm"]) for label, row in rows.items()}
+    assert p["espo"][0] is not None and p["espo"][1] is None
+    low, high = sorted(p[label] for label in ("wd1", "spg"))
+    assert low[1] == min(1.0, 2 * low[0]) and high[1] >= high[0]
+
+
+def test_the_search_of_an_earlier_version_is_not_taken_for_both_budgets(tmp_path: Path):
+    row = {"label": "egspo", "number": 0, "settings": {}, "rungs": [], "chosen": True}
+    (tmp_path / "search.json").write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match=r"the search in .* is of an earlier version and knew one budget"):
+        compare(plan("egspo"), [0], tmp_path, 1, "egspo", "made")
