@@ -184,6 +184,13 @@ def selected_steps(sample, config):
             return eligible
         case "top_entropy":
             return sorted(eligible, key=lambda t: -sample.entropy[t])[:wanted]
+        case "adaptive":
+            kept, whole = [], sum(sample.entropy[t] for t in eligible)
+            for t in sorted(eligible, key=lambda t: -sample.entropy[t])[:wanted]:
+                left_out = whole - sum(sample.entropy[k] for k in kept)
+                if left_out > config.entropy_left * whole + 1e-12:
+                    kept.append(t)
+            return kept
         case "random":
             steps = len(sample.revealed)
             chance = noise.uniform(torch.tensor([sample.seed]), noise.SELECTION, 0, steps)[0].tolist()

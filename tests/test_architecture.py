@@ -33,7 +33,7 @@ LAYERS = (
     ("objectives", "tasks"),
     ("compose", "sections", "config"),
     ("models", "policy"),
-    ("likelihood", "denoising", "rollout", "rewards"),
+    ("likelihood", "proxies", "denoising", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing", "replay"),
     ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish"),
     ("sft", "trainer"),

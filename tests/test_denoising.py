@@ -14,7 +14,7 @@ from egspo.ops.reveal import reveal_schedule
 from egspo.policy import load_policy
 from egspo.rollout import generate, pad_prompts, rollout
 from egspo.sections import SamplerConfig
-from egspo.types import Steps
+from egspo.types import Proxy, Steps
 from egspo.views import step_views
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54], [60], [70, 71]]
@@ -28,7 +28,7 @@ def make_sampler(**settings):
 
 def sample(policy, sampler, num=4, **settings):
     prompts = pad_prompts(policy, (PROMPTS * num)[:num])
-    return rollout(policy, *prompts, torch.arange(num), sampler, one_step=True, **settings)
+    return rollout(policy, *prompts, torch.arange(num), sampler, proxy=Proxy(), **settings)
 
 
 def counted(policy):

@@ -87,6 +87,11 @@ def test_guidance_batches_and_passes_are_counted():
     )
 
 
+def test_further_passes_over_the_states_to_judge_are_counted():
+    found = told("train", "debug/sudoku", "objective.step_value_passes=3")
+    assert found["rollout"] == "16 completions x 24 passes = 384 an iteration, in 24 calls"
+
+
 def test_what_is_replayed_is_counted_and_not_what_was_rolled_out():
     replays = ("objective.name=sure", "objective.num_replayed=6", "objective.num_draws=2")
     found = told("train", "debug/sudoku", *replays, "train.num_iterations=3", "train.updates_per_rollout=2")

@@ -17,7 +17,7 @@ from egspo.likelihood import score
 from egspo.objectives import egspo
 from egspo.ops.importance import truncated_weights
 from egspo.rollout import rollout
-from egspo.types import Rewards
+from egspo.types import Proxy, Rewards
 from mdp import (
     END,
     MASK,
@@ -238,7 +238,7 @@ def test_the_sampler_samples_this_mdp(rule):
     world = make_world(rule, "two, then one", 0.8)
     num = 20_000
     prompt, seeds = torch.zeros(num, 1, dtype=torch.long), torch.arange(num)
-    sampled = rollout(world.policy, prompt, prompt == 0, seeds, world.sampler, one_step=True, batch_size=num)
+    sampled = rollout(world.policy, prompt, prompt == 0, seeds, world.sampler, proxy=Proxy(), batch_size=num)
     expected = Counter()
     for path, chance in zip(world.paths, world.probabilities().tolist(), strict=True):
         expected[path.key] += chance

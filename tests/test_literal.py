@@ -14,7 +14,7 @@ from egspo.ops.advantages import BASELINES
 from egspo.ops.reveal import REMASKING
 from egspo.ops.selection import SELECTIONS
 from egspo.rollout import pad_prompts, rollout
-from egspo.types import Rewards
+from egspo.types import Proxy, Rewards
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54]]
 GROUP = 3
@@ -37,7 +37,7 @@ def both_rollouts(policy, sampler):
     """Two groups from the package's sampler and from the literal one."""
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     seeds = torch.arange(len(prompts)) + 10
-    trajectory = rollout(policy, *pad_prompts(policy, prompts), seeds, sampler, one_step=True)
+    trajectory = rollout(policy, *pad_prompts(policy, prompts), seeds, sampler, proxy=Proxy())
     samples = [
         literal.rollout(policy.model, prompt, seed, sampler, policy.mask_token_id, END_IDS)
         for prompt, seed in zip(prompts, seeds.tolist(), strict=True)

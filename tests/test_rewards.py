@@ -8,7 +8,7 @@ from egspo.config import SamplerConfig
 from egspo.ops import noise
 from egspo.rewards import FunctionScorer, Scoring, TaskScorer, score_batch
 from egspo.rollout import pad_prompts, rollout
-from egspo.types import Prompt, Steps
+from egspo.types import Prompt, Proxy, Steps
 
 PROMPTS = [Prompt(({"role": "user", "content": "12"},), {"answer": "11", "number": 12}, "11", "a")] * 3
 TEXTS = ["11", "1x", "zz"]
@@ -119,7 +119,7 @@ def test_scores_do_not_depend_on_the_parts_of_a_rollout(tiny_policy, functions, 
         return Steps(index, trajectory.final[:, :2] != 0)
 
     with Scoring(scorer, policy, prompts, late, 2) as scoring:
-        whole = rollout(policy, ids, mask, seeds, sampler, True, size, finished=scoring.add)
+        whole = rollout(policy, ids, mask, seeds, sampler, Proxy(), size, finished=scoring.add)
         got = scoring.result(whole)
     wanted = score_batch(scorer, policy, whole, prompts, late(whole), 2)
     assert got.completions == wanted.completions and got.one_step_texts == wanted.one_step_texts
@@ -151,7 +151,7 @@ def test_one_step_completions_of_candidate_states_are_rewarded(tiny_policy):
     ids, mask = pad_prompts(policy, policy.encode_prompts([prompt.messages for prompt in prompts]))
     sampler = SamplerConfig(max_completion_length=4, block_length=4, diffusion_steps=4)
     seeds = noise.sample_seeds(0, 1, torch.arange(len(prompts)))
-    trajectory = rollout(policy, ids, mask, seeds, sampler, one_step=True)
+    trajectory = rollout(policy, ids, mask, seeds, sampler, proxy=Proxy())
     index = torch.tensor([[2, 0]]).repeat(len(prompts), 1)
     chosen = torch.ones_like(index, dtype=torch.bool)
     chosen[0, 1] = False

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from egspo.config import SamplerConfig
 from egspo.ops.reveal import REMASKING, reveal_schedule
 from egspo.rollout import generate, pad_prompts, rollout
+from egspo.types import Proxy
 
 DISCRETE = ("final", "reveal_step", "reveal_order", "one_step", "completion_mask", "last_step")
 REAL = ("token_logp", "position_logp", "entropy")
@@ -60,13 +61,13 @@ def test_every_position_is_revealed_once_by_its_block(tiny_policy, rule):
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_padding_on_either_side_changes_nothing(tiny_policy, dtype, atol, settings):
     policy, sampler, seeds = tiny_policy(dtype=dtype), make_sampler(**settings), torch.arange(4)
-    left = rollout(policy, *padded(PROMPTS, ["left"] * 4), seeds, sampler, one_step=True)
-    right = rollout(policy, *padded(PROMPTS, ["right"] * 4, extra=2), seeds, sampler, one_step=True)
-    mixed = rollout(policy, *padded(PROMPTS, ["right", "left"] * 2, extra=1), seeds, sampler, one_step=True)
+    left = rollout(policy, *padded(PROMPTS, ["left"] * 4), seeds, sampler, proxy=Proxy())
+    right = rollout(policy, *padded(PROMPTS, ["right"] * 4, extra=2), seeds, sampler, proxy=Proxy())
+    mixed = rollout(policy, *padded(PROMPTS, ["right", "left"] * 2, extra=1), seeds, sampler, proxy=Proxy())
     assert_same(left, right, atol)
     assert_same(left, mixed, atol)
     for n, prompt in enumerate(PROMPTS):
-        alone = rollout(policy, *padded([prompt], ["left"]), seeds[n : n + 1], sampler, one_step=True)
+        alone = rollout(policy, *padded([prompt], ["left"]), seeds[n : n + 1], sampler, proxy=Proxy())
         assert_same(alone, left[n : n + 1], atol)
 
 
@@ -75,13 +76,13 @@ def test_padding_on_either_side_changes_nothing(tiny_policy, dtype, atol, settin
 def test_same_seed_same_trajectory_whatever_the_batch(tiny_policy, rule, dtype, atol):
     policy, sampler = tiny_policy(dtype=dtype), make_sampler(remasking=rule)
     prompts = pad_prompts(policy, PROMPTS * 3)
-    whole = rollout(policy, *prompts, torch.arange(12), sampler, one_step=True)
+    whole = rollout(policy, *prompts, torch.arange(12), sampler, proxy=Proxy())
     for batch_size in (1, 5):
-        parts = rollout(policy, *prompts, torch.arange(12), sampler, one_step=True, batch_size=batch_size)
+        parts = rollout(policy, *prompts, torch.arange(12), sampler, proxy=Proxy(), batch_size=batch_size)
         assert_same(parts, whole, atol)
     # Nor do the neighbours matter.
     order = torch.arange(12).flip(0)
-    shuffled = rollout(policy, prompts[0][order], prompts[1][order], order, sampler, one_step=True)
+    shuffled = rollout(policy, prompts[0][order], prompts[1][order], order, sampler, proxy=Proxy())
     assert_same(shuffled[order], whole, atol)
 
 
@@ -96,20 +97,20 @@ def test_other_seeds_other_completions(tiny_policy):
 def test_greedy_needs_no_seed(tiny_policy, rule):
     policy, sampler = tiny_policy(), make_sampler(temperature=0.0, remasking=rule)
     prompts = pad_prompts(policy, PROMPTS)
-    first = rollout(policy, *prompts, torch.arange(4), sampler, one_step=True)
-    assert_same(first, rollout(policy, *prompts, torch.arange(4) + 100, sampler, one_step=True), 0.0)
+    first = rollout(policy, *prompts, torch.arange(4), sampler, proxy=Proxy())
+    assert_same(first, rollout(policy, *prompts, torch.arange(4) + 100, sampler, proxy=Proxy()), 0.0)
 
 
 def test_asking_for_one_step_completions_changes_nothing_else(tiny_policy):
     policy, prompts = tiny_policy(), pad_prompts(tiny_policy(), PROMPTS)
-    asked = rollout(policy, *prompts, torch.arange(4), make_sampler(), one_step=True)
+    asked = rollout(policy, *prompts, torch.arange(4), make_sampler(), proxy=Proxy())
     plain = rollout(policy, *prompts, torch.arange(4), make_sampler())
     assert plain.one_step is None and torch.equal(asked.final, plain.final)
     # A one-step completion keeps what is revealed and masks nothing.
     known = asked.states != policy.mask_token_id
     assert torch.equal(asked.one_step[known], asked.states[known])
     # The last step of a greedy rollout and of its one-step completion are the same action.
-    greedy = rollout(policy, *prompts, torch.arange(4), make_sampler(temperature=0.0), one_step=True)
+    greedy = rollout(policy, *prompts, torch.arange(4), make_sampler(temperature=0.0), proxy=Proxy())
     assert torch.equal(greedy.one_step[:, -1], greedy.final)
 
 
@@ -123,7 +124,7 @@ def test_the_mask_is_never_sampled(tiny_policy, rule, temperature):
 
     policy.model.register_forward_hook(prefer_the_mask)
     sampler = make_sampler(remasking=rule, temperature=temperature, cfg_scale=0.5)
-    trajectory = rollout(policy, *pad_prompts(policy, PROMPTS), torch.arange(4), sampler, one_step=True)
+    trajectory = rollout(policy, *pad_prompts(policy, PROMPTS), torch.arange(4), sampler, proxy=Proxy())
     assert not (trajectory.final == policy.mask_token_id).any()
     assert not (trajectory.one_step == policy.mask_token_id).any()
     assert bool(trajectory.token_logp.isfinite().all()) and bool(trajectory.entropy.isfinite().all())
@@ -149,14 +150,14 @@ class VocabularyLog(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("one_step", [False, True])
-def test_nothing_of_size_steps_times_vocabulary_is_kept(tiny_policy, one_step):
+@pytest.mark.parametrize("proxy", [None, Proxy()])
+def test_nothing_of_size_steps_times_vocabulary_is_kept(tiny_policy, proxy):
     # Logits kept for all 16 steps would be 16 or more storages; the work of one step needs a handful.
     policy = tiny_policy()
     sampler = make_sampler(max_completion_length=32, diffusion_steps=16, block_length=2, temperature=0.9)
     prompts, log = pad_prompts(policy, PROMPTS[:1]), VocabularyLog(policy.model, vocab=103)
     with log:
-        trajectory = rollout(policy, *prompts, torch.arange(1), sampler, one_step)
+        trajectory = rollout(policy, *prompts, torch.arange(1), sampler, proxy)
     gc.collect()
     assert 0 < log.most_alive < 16
     assert [ref for ref in log.alive if not ref.expired()] == []

@@ -14,7 +14,7 @@ from egspo.config import SamplerConfig
 from egspo.likelihood import score
 from egspo.policy import Policy
 from egspo.rollout import pad_prompts, rollout
-from egspo.types import LossOutput, Rewards, Trajectory, Views
+from egspo.types import LossOutput, Proxy, Rewards, Trajectory, Views
 from literal import log_probabilities, logits_at
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54]]
@@ -116,7 +116,7 @@ def make_case(tiny_policy, **settings) -> Case:
                 parameter.add_(0.03 * noise)
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     seeds = torch.arange(len(prompts)) + 5
-    trajectory = rollout(old, *pad_prompts(old, prompts), seeds, sampler, one_step=True)
+    trajectory = rollout(old, *pad_prompts(old, prompts), seeds, sampler, proxy=Proxy())
     case = Case(old, policy, reference, sampler, trajectory)
     lengths = {case.length(i) for i in range(len(prompts))}
     assert len(lengths) > 2 and min(lengths) < sampler.max_completion_length

@@ -20,6 +20,9 @@ FILES = {"toy": ("debug/toy",)}
 """Recipes of a task where they are not ``TASK/task`` and ``TASK/rl``."""
 CHOSEN = (1, 2, 4, 8)
 WEIGHTS = (0, 0.25, 0.5, 1, 2)
+ENTROPY_LEFT = (0.05, 0.1, 0.2, 0.4)
+VALUE_SAMPLES = (1, 4, 16)
+VALUE_PASSES = (2, 3)
 COUNTS = ("num_selected_steps", "num_sampled_steps", "num_segments", "steps_per_slice")
 """Settings that count denoising steps, of which tiny models have fewer than the published 128."""
 ONE_UPDATE: dict[str, Any] = {
@@ -113,8 +116,12 @@ def table(steps: int, chosen: int) -> dict[str, str]:
     arms["all-steps-none"] = f"{plain},selection=all,baseline=none"
     for rule in SELECTIONS:
         for number in sorted({*CHOSEN, chosen}):
-            if rule != "all" and number < steps:
+            if rule not in ("all", "adaptive") and number < steps:
                 arms[f"{rule}-{number}"] = f"egspo,selection={rule},num_selected_steps={number}"
+    for left in ENTROPY_LEFT:
+        arms[f"adaptive-{left}"] = f"egspo,selection=adaptive,num_selected_steps={steps},entropy_left={left}"
+    arms |= {f"values-{number}": f"egspo,step_value_samples={number}" for number in VALUE_SAMPLES}
+    arms |= {f"passes-{number}": f"egspo,step_value_passes={number}" for number in VALUE_PASSES}
     for weight in WEIGHTS:
         arms[f"lambda-{weight}"] = f"egspo,step_advantage_weight={weight}"
         if weight:

@@ -13,7 +13,7 @@ from egspo.policy import Policy
 from egspo.rollout import pad_prompts, rollout
 from egspo.tasks.base import Task
 from egspo.trainer import Trainer
-from egspo.types import Trajectory
+from egspo.types import Proxy, Trajectory
 from gradient.arms import Arm
 
 
@@ -44,14 +44,15 @@ class _NoStep(torch.optim.Optimizer):
 class Probe(Trainer):
     """A trainer that never steps. All arms of a batch are given the same completions.
 
-    An arm with another sampler has completions of its own, of the same prompts and seeds.
+    An arm with another sampler has completions of its own, of the same prompts and seeds; one that judges
+    states in another way has the same ones made once more, for what that costs.
     """
 
     def __init__(self, policy: Policy, task: Task, arm: Arm):
         super().__init__(policy, task, arm.config)
         self.parameters = [p for p in self.policy.model.parameters() if p.requires_grad]
         self.optimizer = _NoStep(self.parameters)
-        self._rolled_out: dict[tuple[int, str], tuple[Trajectory, int]] = {}
+        self._rolled_out: dict[tuple[int, str, Proxy], tuple[Trajectory, int]] = {}
         self._step = 0
 
     def estimate(self, arm: Arm, step: int) -> Estimate:
@@ -80,14 +81,19 @@ class Probe(Trainer):
         if key not in self._rolled_out:
             inputs = (*pad_prompts(self.policy, encoded), seeds, self.config.sampler)
             with self._counted() as counted:
-                made = rollout(self.policy, *inputs, True, self.config.train.rollout_batch_size)
+                made = rollout(self.policy, *inputs, self._proxy, self.config.train.rollout_batch_size)
             self._rolled_out[key] = made, sum(counted)
         trajectory, _ = self._rolled_out[key]
         scoring.add(0, trajectory)
         return trajectory
 
-    def _key(self) -> tuple[int, str]:
-        return self._step, self.config.sampler.model_dump_json()
+    @property
+    def _proxy(self) -> Proxy:
+        """How states are completed: as the objective asks, greedily if it does not, to be shared by most."""
+        return self.objective.proxy or Proxy()
+
+    def _key(self) -> tuple[int, str, Proxy]:
+        return self._step, self.config.sampler.model_dump_json(), self._proxy
 
     @contextmanager
     def _counted(self) -> Iterator[list[int]]:

@@ -25,7 +25,8 @@ from egspo.ops.reveal import (
     reveal_schedule,
 )
 from egspo.policy import Policy
-from egspo.types import Trajectory
+from egspo.proxies import Proxies
+from egspo.types import Proxy, Trajectory
 
 Rows = Int[Tensor, "rows"]
 """Samples that are still at work, as indices into the batch."""
@@ -37,13 +38,14 @@ def denoise(
     prompt_mask: Bool[Tensor, "batch prompt"],
     seeds: Int[Tensor, "batch"],
     sampler: SamplerConfig,
-    one_step: bool,
+    proxy: Proxy | None,
 ) -> Trajectory:
     """Denoise one completion for each row; `egspo.rollout.rollout` says what comes of it.
 
     All rows enter a block together; a row that is done with the block, or with its text, waits at no cost.
     """
-    record = _Record.empty(policy, seeds, sampler, one_step)
+    record = _Record.empty(policy, seeds, sampler)
+    proxies = Proxies(proxy, policy, seeds, sampler) if proxy else None
     passes = _Passes(policy, prompt_ids, prompt_mask, sampler)
     previous = None
     for start, end, count in reveal_schedule(
@@ -53,14 +55,16 @@ def denoise(
         previous = start
         rows = record.at_work(start, end)
         if len(rows):
-            _step(record, passes, rows, (start, end), count, sampler)
+            _step(record, proxies, passes, rows, (start, end), count, sampler)
             if sampler.early_stop:
                 record.stop_finished(rows)
-    return record.trajectory(prompt_ids, prompt_mask, sampler)
+    fillings = proxies.fillings if proxies else None
+    return record.trajectory(prompt_ids, prompt_mask, fillings, sampler)
 
 
 def _step(
     record: "_Record",
+    proxies: Proxies | None,
     passes: "_Passes",
     rows: Rows,
     block: tuple[int, int],
@@ -71,11 +75,15 @@ def _step(
     start, end = block
     hidden = record.canvas[rows] == record.mask_token_id
     hidden[:, :start] = False
-    hidden[:, passes.reach(end, record.one_step is not None) :] = False
+    hidden[:, passes.reach(end, proxies is not None) :] = False
     positions, valid = pack(hidden)
     logits = passes.logits(record.canvas, rows, positions, block)
-    if record.one_step is not None:
-        record.fill(rows, positions, valid, logits)
+    if proxies is not None:
+
+        def again(canvas: Tensor, masked: Tensor) -> Tensor:
+            return passes.logits(canvas, rows, masked, block)
+
+        proxies.write(record.canvas, rows, record.step[rows], (positions, valid), logits, again)
     # Positions ascend within what is valid, so those of the block come first.
     valid = valid & (positions < end)
     width = int(valid.sum(1).max())
@@ -164,9 +172,9 @@ class _Passes:
         """Whether this step's pass covers the whole sequence."""
         return self._cache is None or self._since_whole == 0
 
-    def reach(self, end: int, one_step: bool) -> int:
+    def reach(self, end: int, to_fill: bool) -> int:
         """How far into the canvas this step's pass shall give logits."""
-        beyond = one_step and (self.whole or self._sampler.cache == "prefix")
+        beyond = to_fill and (self.whole or self._sampler.cache == "prefix")
         return self._sampler.max_completion_length if beyond else end
 
     def logits(
@@ -202,17 +210,14 @@ class _Record:
     position_logp: Float[Tensor, "batch steps"]
     entropy: Float[Tensor, "batch steps"]
     score_norm: Float[Tensor, "batch steps"]
-    one_step: Int[Tensor, "batch steps length"] | None
     step: Int[Tensor, "batch"]
     seeds: Int[Tensor, "batch"]
-    guess: Int[Tensor, "batch length"]
-    """Greedy tokens of the masked positions as of each row's last pass that covered them."""
     mask_token_id: int
     end_token_ids: tuple[int, ...]
     suppressed: tuple[int, ...]
 
     @classmethod
-    def empty(cls, policy: Policy, seeds: Tensor, sampler: SamplerConfig, one_step: bool) -> "_Record":
+    def empty(cls, policy: Policy, seeds: Tensor, sampler: SamplerConfig) -> "_Record":
         batch, length, steps = len(seeds), sampler.max_completion_length, sampler.diffusion_steps
         dtype = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32)
         canvas = torch.full((batch, length), policy.mask_token_id, device=seeds.device)
@@ -225,10 +230,8 @@ class _Record:
             position_logp=numbers,
             entropy=numbers.clone(),
             score_norm=numbers.clone(),
-            one_step=canvas[:, None].repeat(1, steps, 1) if one_step else None,
             step=torch.zeros_like(seeds),
             seeds=seeds,
-            guess=canvas.clone(),
             mask_token_id=policy.mask_token_id,
             end_token_ids=policy.end_token_ids,
             suppressed=policy.suppressed,
@@ -237,16 +240,6 @@ class _Record:
     def at_work(self, start: int, end: int) -> Rows:
         """Rows with something left to reveal in a block."""
         return (self.canvas[:, start:end] == self.mask_token_id).any(1).nonzero().squeeze(1)
-
-    def fill(self, rows: Rows, positions: Tensor, valid: Tensor, logits: Tensor) -> None:
-        """Write down the one-step completion of the rows' states."""
-        logits = logits.clone()
-        logits[..., list(self.suppressed)] = -torch.inf
-        guess = self.guess[rows]
-        guess = guess.scatter(1, positions, torch.where(valid, logits.argmax(-1), guess.gather(1, positions)))
-        self.guess[rows] = guess
-        canvas = self.canvas[rows]
-        self.one_step[rows, self.step[rows]] = torch.where(canvas == self.mask_token_id, guess, canvas)
 
     def write(self, rows: Rows, places, taken, *, tokens, token_logp, **by_step: Tensor) -> None:
         """Write down a step of some rows: ``taken`` says which of ``places`` were revealed, in order.
@@ -277,7 +270,9 @@ class _Record:
         self.canvas[rows] = torch.where(fill, self.end_token_ids[0], canvas)
         self.reveal_step[rows] = torch.where(fill, self.step[rows][:, None], self.reveal_step[rows])
 
-    def trajectory(self, prompt_ids: Tensor, prompt_mask: Tensor, sampler: SamplerConfig) -> Trajectory:
+    def trajectory(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, fillings: Tensor | None, sampler: SamplerConfig
+    ) -> Trajectory:
         mask = completion_mask(self.canvas, self.end_token_ids)
         return Trajectory(
             prompt_ids=prompt_ids,
@@ -289,7 +284,7 @@ class _Record:
             position_logp=self.position_logp,
             entropy=self.entropy,
             score_norm=self.score_norm,
-            one_step=self.one_step,
+            one_step=fillings,
             completion_mask=mask,
             last_step=last_informative_step(self.reveal_step, mask),
             steps_taken=self.step,

@@ -145,7 +145,9 @@ def _sft_work(config: SFTRun) -> Findings:
 def _rl_work(config: BaseRun) -> Findings:
     train, sampler, world = config.train, config.sampler, int(os.environ.get("WORLD_SIZE", "1"))
     samples = train.prompts_per_step * train.num_generations
-    passes = sampler.diffusion_steps * (2 if sampler.cfg_scale else 1)
+    objective = registry.load("objectives", config.objective.name)(config.objective)
+    a_step = objective.proxy.num_passes if objective.proxy else 1
+    passes = sampler.diffusion_steps * a_step * (2 if sampler.cfg_scale else 1)
     calls = passes * math.ceil(samples / world / train.rollout_batch_size)
     updates = train.num_iterations * train.updates_per_rollout
     found = [
@@ -156,7 +158,6 @@ def _rl_work(config: BaseRun) -> Findings:
         ),
         ("updates", f"{updates} an iteration, {updates * train.max_steps} in all"),
     ]
-    objective = registry.load("objectives", config.objective.name)(config.objective)
     trained = objective.num_replayed * updates or samples * train.num_iterations
     canvases = trained * objective.num_views(sampler)
     beside = ", as many for the reference" if config.objective.beta else ""

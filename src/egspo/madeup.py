@@ -4,10 +4,10 @@ import torch
 
 from egspo.config import SamplerConfig
 from egspo.ops.reveal import completion_mask, reveal_schedule
-from egspo.types import Trajectory
+from egspo.types import Proxy, Trajectory
 
 
-def made_up_trajectory(sampler: SamplerConfig, rows: int, one_step: bool) -> Trajectory:
+def made_up_trajectory(sampler: SamplerConfig, rows: int, proxy: Proxy | None) -> Trajectory:
     """A trajectory that reveals from left to right, most uncertain at first."""
     length = sampler.max_completion_length
     counts = [n for *_, n in reveal_schedule(length, sampler.block_length, sampler.diffusion_steps)]
@@ -24,7 +24,7 @@ def made_up_trajectory(sampler: SamplerConfig, rows: int, one_step: bool) -> Tra
         position_logp=torch.zeros(rows, len(counts)),
         entropy=torch.linspace(1.0, 0.0, len(counts)).expand(rows, -1),
         score_norm=torch.ones(rows, len(counts)),
-        one_step=torch.ones(rows, len(counts), length, dtype=torch.long) if one_step else None,
+        one_step=torch.ones(rows, len(counts), length, dtype=torch.long) if proxy else None,
         completion_mask=completion_mask(final, (0,)),
         last_step=torch.full((rows,), len(counts) - 1),
         steps_taken=torch.full((rows,), len(counts)),

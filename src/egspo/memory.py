@@ -30,7 +30,7 @@ from egspo.ops.logprobs import (
 )
 from egspo.ops.reveal import choice_logits, position_scores, reveal_schedule
 from egspo.policy import Policy
-from egspo.types import Steps
+from egspo.types import Proxy, Steps
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A 4-bit weight: half a byte, a scale of one byte for 64 weights, and one of four bytes for 256 of those."""
@@ -165,7 +165,7 @@ def _canvases(config: RLRun, completions: int, ranks: int) -> tuple[int, int, in
     """
     train = config.train
     objective = registry.load("objectives", config.objective.name)(config.objective)
-    trajectory = made_up_trajectory(config.sampler, train.num_generations, objective.wants_step_values)
+    trajectory = made_up_trajectory(config.sampler, train.num_generations, objective.proxy)
     advantages = torch.ones_like(trajectory.entropy)
     steps = objective.select(trajectory, advantages)
     if train.update_split == "steps":
@@ -271,16 +271,16 @@ def _generations(policy: ShapePolicy, config: BaseRun, load: Load) -> dict[str, 
     found = {}
     if load.rollout_rows:
         objective = registry.load("objectives", config.objective.name)(config.objective)
-        one_step, rows = objective.wants_step_values, load.rollout_rows
-        found["rollout"] = _denoise(policy, config.sampler, load.prompt, rows, one_step)
+        proxy, rows = objective.proxy, load.rollout_rows
+        found["rollout"] = _denoise(policy, config.sampler, load.prompt, rows, proxy)
     if load.validation_rows:
         sampler = eval_sampler(config.sampler, config.eval)
-        found["validation"] = _denoise(policy, sampler, load.prompt, load.validation_rows, one_step=False)
+        found["validation"] = _denoise(policy, sampler, load.prompt, load.validation_rows, proxy=None)
     return found
 
 
 def _denoise(
-    policy: ShapePolicy, sampler: SamplerConfig, prompt: int, rows: int, one_step: bool
+    policy: ShapePolicy, sampler: SamplerConfig, prompt: int, rows: int, proxy: Proxy | None
 ) -> Callable[[], None]:
     """The first denoising steps, which have the most masked positions, as `egspo.denoising` does them.
 
@@ -291,14 +291,14 @@ def _denoise(
 
     def step(window: tuple[int, int] | None) -> None:
         inputs, attention = _sequences(rows, prompt + length)
-        beyond = one_step and (window is None or sampler.cache == "prefix")
+        beyond = proxy is not None and (window is None or sampler.cache == "prefix")
         positions = torch.full((rows, length if beyond else block), prompt, dtype=torch.long)
         if cache is None:
             logits = guided_logits(policy, inputs, attention, positions, length, sampler.cfg_scale)
         else:
             logits = policy.logits(inputs, attention, positions, cache, window)
-        if one_step:
-            _fill(logits, policy.suppressed)
+        if proxy is not None:
+            _fill(logits, proxy, sampler, policy.suppressed)
         _reveal(logits[:, :block], sampler, policy.suppressed)
 
     @torch.no_grad()
@@ -310,10 +310,14 @@ def _denoise(
     return work
 
 
-def _fill(logits: Tensor, suppressed: tuple[int, ...]) -> None:
+def _fill(logits: Tensor, proxy: Proxy, sampler: SamplerConfig, suppressed: tuple[int, ...]) -> None:
+    if proxy.num_samples and sampler.temperature:
+        logp = acting_logp(logits, sampler.temperature, suppressed)
+        draw(logp, torch.zeros(logits.shape[:2], dtype=torch.float64))
+        return
     logits = logits.clone()
     logits[..., list(suppressed)] = -torch.inf
-    logits.argmax(-1)
+    logits.log_softmax(-1).max(-1) if proxy.num_passes > 1 else logits.argmax(-1)
 
 
 def _reveal(logits: Tensor, sampler: SamplerConfig, suppressed: tuple[int, ...]) -> None:

@@ -182,15 +182,15 @@ def score_batch(
 
 
 def _score_steps(scorer, policy, trajectory: Trajectory, prompts, candidates: Steps):
-    chosen = candidates.index.shape[1]
+    """The value of each candidate state, the mean over its completions, and the first of these as a text."""
     rows = torch.arange(len(candidates.index), device=candidates.index.device)[:, None]
-    canvases = trajectory.one_step[rows, candidates.index].flatten(0, 1)
-    texts = policy.decode(canvases)
-    repeated = [prompt for prompt in prompts for _ in range(chosen)]
+    canvases = trajectory.one_step[rows, candidates.index]
+    chosen, each = canvases.shape[1], canvases[0, 0].numel() // canvases.shape[-1]
+    texts = policy.decode(canvases.view(-1, canvases.shape[-1]))
+    repeated = [prompt for prompt in prompts for _ in range(chosen * each)]
     values = torch.tensor(scorer.steps(repeated, texts), dtype=torch.float64, device=canvases.device)
-    return values.view(-1, chosen) * candidates.mask, [
-        texts[i : i + chosen] for i in range(0, len(texts), chosen)
-    ]
+    values, first = values.view(-1, chosen, each).mean(-1), texts[::each]
+    return values * candidates.mask, [first[i : i + chosen] for i in range(0, len(first), chosen)]
 
 
 def _column(values: Sequence[float | None], device: torch.device) -> torch.Tensor:

@@ -11,7 +11,7 @@ from egspo.config import SamplerConfig
 from egspo.denoising import denoise
 from egspo.ops import noise
 from egspo.policy import Policy
-from egspo.types import Trajectory, join_tensors
+from egspo.types import Proxy, Trajectory, join_tensors
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ def rollout(
     prompt_mask: Bool[Tensor, "batch prompt"],
     seeds: Int[Tensor, "batch"],
     sampler: SamplerConfig,
-    one_step: bool = False,
+    proxy: Proxy | None = None,
     batch_size: int = 256,
     finished: Callable[[int, Trajectory], None] = lambda start, part: None,
 ) -> Trajectory:
     """Denoise one completion for each row. What a row becomes depends on its seed, not on its batch.
 
-    ``one_step`` also records the greedy one-step completion of every state, at the price of the output layer
-    at all masked positions instead of those of the current block. ``finished`` is called with each part of
-    ``batch_size`` rows and the first of them, as soon as it is denoised.
+    With a ``proxy`` every state's completion at once is recorded, at the price of the output layer at all
+    masked positions instead of those of the current block, and of the proxy's further passes. ``finished`` is
+    called with each part of ``batch_size`` rows and the first of them, as soon as it is denoised.
 
     Raises:
         ValueError: if the model cannot do what the settings ask for.
@@ -97,7 +97,7 @@ def rollout(
     parts = []
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
-        part = denoise(policy, prompt_ids[rows], prompt_mask[rows], seeds[rows], sampler, one_step)
+        part = denoise(policy, prompt_ids[rows], prompt_mask[rows], seeds[rows], sampler, proxy)
         _check_finite(policy, part)
         finished(start, part)
         parts.append(part)

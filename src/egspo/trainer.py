@@ -241,9 +241,9 @@ class Trainer:
 
     def _rollout(self, encoded: list[list[int]], seeds: torch.Tensor, scoring: Scoring) -> Trajectory:
         prompt_ids, prompt_mask = pad_prompts(self.policy, encoded)
-        one_step, size = self.objective.wants_step_values, self.config.train.rollout_batch_size
+        proxy, size = self.objective.proxy, self.config.train.rollout_batch_size
         sampler, add = self.config.sampler, scoring.add
-        return rollout(self.policy, prompt_ids, prompt_mask, seeds, sampler, one_step, size, finished=add)
+        return rollout(self.policy, prompt_ids, prompt_mask, seeds, sampler, proxy, size, finished=add)
 
     def _corrected(
         self, trajectory: Trajectory, steps: Steps, advantages: torch.Tensor, meter: Meter

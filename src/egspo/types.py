@@ -62,6 +62,16 @@ class Steps:
     mask: Bool[Tensor, "batch chosen"]
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """How a state is completed at once, for a reward that stands for its value (`egspo.proxies`)."""
+
+    num_samples: int = 0
+    """Completions drawn from the step's logits, whose mean reward counts; 0: the greedy one."""
+    num_passes: int = 1
+    """Forward passes of a completion: the step's own, and others that see what it revealed."""
+
+
 def map_tensors(record, change):
     """A copy of a record with ``change`` applied to each of its tensors that has a batch axis."""
     return replace(record, **{f.name: _apply(getattr(record, f.name), change) for f in fields(record)})
@@ -131,8 +141,8 @@ class Trajectory(Completions):
     """Joint entropy of the tokens revealed at the step, in nats: the sum over its positions."""
     score_norm: Float[Tensor, "batch steps"]
     """Squared norm of the gradient of the step's token log-probabilities with respect to their logits."""
-    one_step: Int[Tensor, "batch steps length"] | None
-    """Greedy one-step completion of every state, if it was asked for."""
+    one_step: Int[Tensor, "batch steps *samples length"] | None
+    """Completion at once of every state, or several, if they were asked for (`Proxy`)."""
     last_step: Int[Tensor, "batch"]
     """Last informative step: after it only tokens behind the first end-of-text token are revealed."""
     steps_taken: Int[Tensor, "batch"]

@@ -62,11 +62,11 @@ def searched(tmp_path: Path):
 
 def test_each_budget_chooses_for_itself(searched):
     assert [trial.chosen for trial in searched] == [["samples"], ["seconds"], []]
-    # The mean of the last two evaluations up to 400 samples; the one where ten seconds were spent.
+    # The mean of two evaluations if there are two, the later where 400 samples or ten seconds were spent.
     assert [trial.rungs[0]["accuracy"] for trial in searched] == [
-        {"samples": pytest.approx(0.5), "seconds": 0.2},
-        {"samples": pytest.approx(0.35), "seconds": 0.45},
-        {"samples": pytest.approx(0.35), "seconds": 0.25},
+        {"samples": pytest.approx(0.85), "seconds": 0.2},
+        {"samples": pytest.approx(0.4), "seconds": 0.45},
+        {"samples": pytest.approx(0.45), "seconds": 0.25},
     ]
     assert [trial.rungs[0]["samples"] for trial in searched] == [480, 1600, 800]
 
@@ -99,6 +99,8 @@ def test_a_comparison_tells_how_often_it_trains(tmp_path: Path):
     assert num_runs(made, [0, 1], tmp_path) == 2 * (3 + 2 * 2)
     made.config.rungs = [0.25, 0.5, 1.0]
     assert num_trials(made, "egspo") == 3  # a single one of each budget is left after the first rung
+    made.config.keep = 0.7
+    assert num_trials(made, "egspo") == 3 + 3  # two of each budget may be all three; then one is left
 
 
 def test_finalists_alone_are_corrected_for(searched, tmp_path: Path):

@@ -84,8 +84,12 @@ def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
     run = plan.final("egspo", {}, 0, tmp_path)
     assert run.limits == {"samples": 160, "seconds": 5} and config(run).train.max_steps > 100_000
     assert plan.trial("egspo", {}, 0.25, tmp_path).limits == {"samples": 48, "seconds": 1.25}
-    run = plan.final("egspo", {}, 0, tmp_path, ["samples"])
-    assert run.limits == {"samples": 160} and config(run).train.max_steps == 10
+    one = plan.final("egspo", {}, 0, tmp_path, ["samples"])
+    assert one.limits == {"samples": 160} and one.settings == run.settings
+    for kind, limit in (("samples", 48), ("seconds", 1.25)):
+        trial = plan.trial("egspo", {}, 0.25, tmp_path, [kind])
+        assert trial.limits == {kind: limit}
+        assert trial.settings == plan.trial("egspo", {}, 0.25, tmp_path).settings
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from egspo.config import SamplerConfig, TrainConfig
 from egspo.likelihood import microbatches, score, separate
 from egspo.objectives.base import Objective
 from egspo.rollout import pad_prompts, rollout
-from egspo.types import Rewards, Scores, Steps, Trajectory, Views, map_tensors
+from egspo.types import Proxy, Rewards, Scores, Steps, Trajectory, Views, map_tensors
 
 NAMES = registry.names("objectives")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -83,16 +83,16 @@ def case(policies):
     """``case(name, beta=0.0, equal=False)``; equal: every completion of a group earns the same."""
 
     @cache
-    def roll(name: str, one_step: bool) -> Trajectory:
+    def roll(name: str, proxy: Proxy | None) -> Trajectory:
         sampler = sampler_of(name)
         ids, mask = pad_prompts(policies[0], PROMPTS)
         # Seeds under which some completions end early and some never do.
-        return rollout(policies[0], ids, mask, torch.arange(len(PROMPTS)), sampler, one_step)
+        return rollout(policies[0], ids, mask, torch.arange(len(PROMPTS)), sampler, proxy)
 
     @cache
     def build(name: str, beta: float = 0.0, equal: bool = False) -> Case:
         objective = make(name, beta=beta)
-        trajectory = roll(name, objective.wants_step_values)
+        trajectory = roll(name, objective.proxy)
         if equal:
             # At a step that only one of a group still has, there is nobody to be equal to.
             last = torch.full_like(trajectory.last_step, trajectory.num_steps - 1)

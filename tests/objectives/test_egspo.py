@@ -80,7 +80,7 @@ def test_defaults_are_the_method():
 def test_candidates(settings, expected):
     objective = make_objective(**settings)
     found = objective.candidates(make_trajectory())
-    assert (found is None) == (expected is None) == (not objective.wants_step_values)
+    assert (found is None) == (expected is None) == (objective.proxy is None)
     assert expected is None or picked(found) == expected
 
 
@@ -259,6 +259,32 @@ def test_only_views_that_can_pull_are_active():
             {},
             {"update_split": "steps", "updates_per_rollout": 3},
             "3 does not divide the 8 selected steps",
+        ),
+        (
+            {"step_value_samples": 4, "step_value_passes": 2},
+            {},
+            {},
+            "step_value_samples: 4 with step_value_passes 2, which completes greedily",
+        ),
+        (
+            {"step_value_samples": 4},
+            {"temperature": 0.0},
+            {},
+            "step_value_samples: 4 at sampler.temperature 0",
+        ),
+        ({"step_value_passes": 2}, {"cache": "dual"}, {}, "step_value_passes: 2 with sampler.cache 'dual'"),
+        ({"entropy_left": 0.3}, {}, {}, "entropy_left: 0.3 does nothing without selection=adaptive; use 0.1"),
+        (
+            {"step_value_samples": 4, "step_advantage_weight": 0.0},
+            {},
+            {},
+            "step_value_samples: 4 does nothing without a step_advantage_weight; use 0",
+        ),
+        (
+            {"step_value_passes": 2, "step_advantage_weight": 0.0},
+            {},
+            {},
+            "step_value_passes: 2 does nothing without a step_advantage_weight; use 1",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 import runs
 from egspo.config import SamplerConfig
 from egspo.objectives import mdpo
-from egspo.types import Rewards, Steps
+from egspo.types import Proxy, Rewards, Steps
 from mdp import flat_gradient
 from traces import GROUP, kl, loss_of, make_case, surrogate, views_of
 
@@ -156,7 +156,7 @@ def test_selected_are_steps_with_an_advantage_before_the_end(tiny_policy):
         assert steps.index[i][steps.mask[i]].tolist() == wanted
         # Transcripts look up the selected among the rewarded.
         assert set(wanted) <= set(candidates.index[i][candidates.mask[i]].tolist())
-    assert objective.wants_step_values
+    assert objective.proxy == Proxy()
     assert objective.num_views(case.sampler) == 3
 
 

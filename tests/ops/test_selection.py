@@ -40,6 +40,27 @@ def test_by_hand(rule, num, last, expected):
     assert chosen(rule, num, [t < last for t in range(5)]) == expected
 
 
+@pytest.mark.parametrize(
+    ("left", "num", "last", "expected"),
+    [
+        # Entropies 0.5, 2, 1, 3, 0.1, in all 6.6: without 3 and 2 there is 1.6 left, without 1 too, 0.6.
+        (0.0, 5, 5, [3, 1, 2, 0, 4]),
+        (0.02, 5, 5, [3, 1, 2, 0]),
+        (0.1, 5, 5, [3, 1, 2]),
+        (0.2, 5, 5, [3, 1, 2]),
+        (0.25, 5, 5, [3, 1]),
+        (0.9, 5, 5, [3]),
+        (0.1, 2, 5, [3, 1]),
+        # Of the first three steps, 3.5: without 2 and 1 there is 0.5 left.
+        (0.15, 5, 3, [1, 2]),
+    ],
+)
+def test_adaptive_stops_where_little_entropy_is_left(left, num, last, expected):
+    eligible = torch.tensor([[t < last for t in range(5)]])
+    steps = select_steps("adaptive", num, ENTROPY, eligible, SEED, left)
+    assert steps.index[0][steps.mask[0]].tolist() == expected
+
+
 def test_ties_go_to_the_earlier_step():
     assert chosen("top_entropy", 2, [True] * 4, torch.tensor([[1.0, 2.0, 1.0, 1.0]])) == [1, 0]
 

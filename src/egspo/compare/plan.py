@@ -126,13 +126,13 @@ class Plan:
         self, label: str, chosen: Values, seed: int, folder: Path, kinds: Sequence[str] | None = None
     ) -> Run:
         """A run with the settings that the search chose, to the budgets of some kinds; of all if None."""
-        limits = {kind: limit for kind, limit in self.limits.items() if kinds is None or kind in kinds}
-        return self._run(label, chosen, seed, folder, "test", limits)
+        return self._run(label, chosen, seed, folder, "test", self._limits(1.0, kinds))
 
-    def trial(self, label: str, candidate: Values, rung: float, folder: Path) -> Run:
-        """A run of the search up to a rung."""
-        limits = {kind: rung * limit for kind, limit in self.limits.items()}
-        limits["samples"] = math.ceil(limits["samples"] / self.batch) * self.batch
+    def trial(
+        self, label: str, candidate: Values, rung: float, folder: Path, kinds: Sequence[str] | None = None
+    ) -> Run:
+        """A run of the search up to a rung, that is a share of the budgets of some kinds; of all if None."""
+        limits = self._limits(rung, kinds)
         return self._run(label, candidate, self.config.search_seed, folder, "validation", limits)
 
     def candidates(self, label: str) -> list[Values]:
@@ -203,8 +203,14 @@ class Plan:
             values = merge(values, nested)
         return values
 
+    def _limits(self, share: float, kinds: Sequence[str] | None) -> dict[str, int | float]:
+        whole = math.ceil(share * self.samples / self.batch) * self.batch
+        limits = {kind: whole if kind == "samples" else share * limit for kind, limit in self.limits.items()}
+        return {kind: limit for kind, limit in limits.items() if kinds is None or kind in kinds}
+
     def _run(self, label, chosen, seed: int, folder: Path, split: str, limits) -> Run:
-        iterations = ENDLESS if "seconds" in limits else self.samples // self.batch
+        # Of all runs alike: one that goes on may have another limit than it began with.
+        iterations = ENDLESS if self.config.seconds else self.samples // self.batch
         forced = {
             "output_dir": str(folder),
             "seed": seed,

@@ -2,7 +2,8 @@
 
 All candidates run for the first rung's share of each budget, the best third of each method's for the next,
 and so on; a candidate that goes on continues its run. What is best in so many samples need not be in so many
-seconds, so each budget ranks and chooses for itself; candidates that both keep run once.
+seconds, so each budget ranks and chooses for itself; candidates that both keep run once. A score is the mean
+accuracy of the last two evaluations, the later one where the share was spent.
 """
 
 import math
@@ -16,7 +17,11 @@ from egspo.compare.plan import Plan, Run, Values
 from egspo.compare.worker import read_curve
 
 LAST = 2
-"""Evaluations that a score in samples is the mean of, for a single one is noisy."""
+"""Evaluations that a score is the mean of, for a single one is noisy."""
+
+
+Left = dict[tuple[str, str], list["Trial"]]
+"""Candidates still in the race, by method and kind of budget."""
 
 
 @dataclass
@@ -27,7 +32,8 @@ class Trial:
     number: int
     settings: Values
     rungs: list[dict[str, Any]] = field(default_factory=list)
-    """Of each rung that it ran to: ``share``; ``samples, seconds`` spent; ``accuracy`` by kind of budget."""
+    """Of each rung that it ran to: ``share``; ``samples, seconds`` spent; ``accuracy`` by kind of budget, of
+    those for which it was still in the race, None if it diverged."""
     chosen: list[str] = field(default_factory=list)
     """Kinds of budget for which it was the best."""
 
@@ -53,12 +59,11 @@ def search(
         label: [Trial(label, i, settings) for i, settings in enumerate(plan.candidates(label))]
         for label in labels
     }
-    left = {(label, kind): rows for label, rows in trials.items() for kind in plan.limits}
+    left: Left = {(label, kind): rows for label, rows in trials.items() for kind in plan.limits}
     for number, share in enumerate(plan.config.rungs):
         if all(len(rows) == 1 for rows in left.values()):
             break
-        going_on = {trial.name: trial for rows in left.values() for trial in rows}
-        _run_rung(plan, share, list(going_on.values()), work, jobs, done)
+        _run_rung(plan, share, left, work, jobs, done)
         left = {of: _best(rows, number, of[1], plan.config.keep) for of, rows in left.items()}
     for (_, kind), rows in left.items():
         rows[0].chosen.append(kind)
@@ -86,12 +91,16 @@ def _kept(count: int, keep: float) -> int:
     return max(1, math.floor(count * keep + 1e-9))
 
 
-def _run_rung(plan, share: float, rows: Sequence[Trial], work: Path, jobs: Jobs, done) -> None:
-    runs = {trial.name: plan.trial(trial.label, trial.settings, share, work / trial.name) for trial in rows}
+def _run_rung(plan: Plan, share: float, left: Left, work: Path, jobs: Jobs, done) -> None:
+    trials = {trial.name: trial for rows in left.values() for trial in rows}
+    runs = {}
+    for name, trial in trials.items():
+        kinds = [kind for (_, kind), rows in left.items() if trial in rows]
+        runs[name] = plan.trial(trial.label, trial.settings, share, work / name, kinds)
     missing = [run for run in runs.values() if not finished(run)]
     jobs.run(missing, done)
-    for trial in rows:
-        trial.rungs.append(_result(runs[trial.name], share))
+    for name, trial in trials.items():
+        trial.rungs.append(_result(runs[name], share))
 
 
 def finished(run: Run) -> bool:
@@ -113,12 +122,8 @@ def _result(run: Run, share: float) -> dict[str, Any]:
 
 
 def _accuracy(points: Sequence[dict[str, Any]], kind: str, limit: int | float) -> float:
-    """In samples, of the last evaluations up to the limit; in seconds, when they were spent.
-
-    Evaluations come at every so many samples, and where the seconds are spent: a slow candidate has no other
-    before that, so that a mean would tell against it.
-    """
-    if kind == "seconds":
-        return next(point["accuracy"] for point in points if point["seconds"] >= limit)
-    last = [point["accuracy"] for point in points if 0 < point["samples"] <= limit][-LAST:]
+    """Mean of the last evaluations up to where the limit was reached; the base's own is none of them."""
+    trained = [point for point in points if point["step"]]
+    spent = next(i for i, point in enumerate(trained) if point[kind] >= limit)
+    last = [point["accuracy"] for point in trained[: spent + 1][-LAST:]]
     return sum(last) / len(last)

@@ -37,7 +37,7 @@ class Recorder:
         self.file = folder / "curve.jsonl"
         self.points = read_curve(self.file)
         self.sums: dict[str, list[float]] = defaultdict(list)
-        self.seconds, self.started = 0.0, False
+        self.spent, self.started = {"samples": 0, "seconds": 0.0}, False
 
     def begin(self, trainer: Trainer) -> None:
         """Evaluate the base, unless that was done before."""
@@ -49,13 +49,14 @@ class Recorder:
     def __call__(self, trainer: Trainer, row: dict[str, Any]) -> None:
         if not self.started:
             self._rewind(row["step"])
-        before, self.seconds = self.seconds, self.seconds + self.clock() - self.last
+        before, seconds = self.spent, self.spent["seconds"] + self.clock() - self.last
+        self.spent = {"samples": row["samples"], "seconds": seconds}
         for key, value in row.items():
             if key not in CUMULATIVE and value is not None:
                 self.sums[key].append(value)
-        limits, spent = self.run.limits, {"samples": row["samples"], "seconds": self.seconds}
-        crossed = before < limits.get("seconds", 0) <= self.seconds
-        trainer.should_stop = all(spent[kind] >= limit for kind, limit in limits.items())
+        limits = self.run.limits.items()
+        crossed = any(before[kind] < limit <= self.spent[kind] for kind, limit in limits)
+        trainer.should_stop = all(self.spent[kind] >= limit for kind, limit in limits)
         if row["step"] % self.run.eval_steps == 0 or crossed or trainer.should_stop:
             self._evaluate(trainer, row)
         self.last = self.clock()
@@ -63,7 +64,7 @@ class Recorder:
     def _rewind(self, step: int) -> None:
         """The first iteration of this process is ``step``: what was recorded from there on happens again."""
         self.points = [point for point in self.points if point["step"] < step]
-        self.seconds, self.started = self.points[-1]["seconds"], True
+        self.spent, self.started = {kind: self.points[-1][kind] for kind in self.spent}, True
 
     def _evaluate(self, trainer: Trainer, row: dict[str, Any]) -> None:
         prompts = trainer.task.load(self.run.split)[: self.config.eval.limit]
@@ -72,7 +73,7 @@ class Recorder:
         point = {
             "step": row["step"],
             "samples": row["samples"],
-            "seconds": self.seconds,
+            "seconds": self.spent["seconds"],
             "accuracy": summary["accuracy"],
             "n": summary["n"],
             "correct": pack([item["correct"] for item in items]),

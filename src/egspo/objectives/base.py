@@ -15,7 +15,7 @@ from torch import Tensor
 
 from egspo.ops.advantages import Baseline, group_spread, subtract_baseline
 from egspo.ops.token_loss import TOKEN_METRICS, TokenKL, clipped_token_loss
-from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.types import LossOutput, Proxy, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import span_views
 
 
@@ -60,9 +60,9 @@ class Objective(ABC):
         return False
 
     @property
-    def wants_step_values(self) -> bool:
-        """Whether the sampler shall record one-step completions for ``candidates``."""
-        return False
+    def proxy(self) -> Proxy | None:
+        """How the sampler shall complete states at once for ``candidates``; None if it need not."""
+        return None
 
     @property
     def num_replayed(self) -> int:

@@ -43,7 +43,7 @@ from egspo.ops.selection import (
 )
 from egspo.ops.surrogates import KL, kl_estimate
 from egspo.ops.token_loss import TOKEN_METRICS, clipped_loss
-from egspo.types import LossOutput, Rewards, Scores, Steps, Trajectory, Views
+from egspo.types import LossOutput, Proxy, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import step_views
 
 
@@ -55,6 +55,9 @@ class Config(base.ObjectiveConfig):
     uniform_share: float = Field(
         0.1, ge=0, le=1, description="of steps that are drawn, share of the uniform distribution in theirs"
     )
+    entropy_left: float = Field(
+        0.1, ge=0, lt=1, description="adaptive: share of a sample's entropy that steps left out may have"
+    )
     step_advantage_weight: Annotated[float, Field(ge=0)] | Literal["fitted"] = Field(
         0.5, description="lambda; 0: EGSPO without stepwise advantages; fitted: the best r - lambda_t r_t"
     )
@@ -63,6 +66,14 @@ class Config(base.ObjectiveConfig):
     )
     normalise_step_advantage: bool = Field(
         False, description="divide by 1 + lambda, as the released code does"
+    )
+    step_value_samples: int = Field(
+        0,
+        ge=0,
+        description="one-step completions drawn of a state, whose mean reward counts; 0: the greedy one",
+    )
+    step_value_passes: int = Field(
+        1, ge=1, description="forward passes in which a state is completed, its own step's the first"
     )
     baseline: Baseline | Literal["score_weighted"] = "leave_one_out"
     baseline_prior: float = Field(
@@ -86,8 +97,10 @@ class Objective(base.Objective):
     config: Config
 
     @property
-    def wants_step_values(self) -> bool:
-        return self.config.step_advantage_weight != 0
+    def proxy(self) -> Proxy | None:
+        if self.config.step_advantage_weight == 0:
+            return None
+        return Proxy(self.config.step_value_samples, self.config.step_value_passes)
 
     @property
     def wants_exact_kl(self) -> bool:
@@ -137,18 +150,47 @@ class Objective(base.Objective):
                 "objective.baseline: score_weighted needs exact scores, which low_confidence lacks; set "
                 "sampler.score_positions=true, or sampler.remasking=top_prob, left_to_right or random"
             )
-        return found + self._idle()
+        return found + self._unfit_values(sampler) + self._idle()
+
+    def _unfit_values(self, sampler) -> list[str]:
+        config, found = self.config, []
+        samples, passes = config.step_value_samples, config.step_value_passes
+        if samples and passes > 1:
+            found.append(
+                f"objective.step_value_samples: {samples} with step_value_passes {passes}, which completes "
+                "greedily; use one of the two"
+            )
+        if samples and not sampler.temperature:
+            found.append(
+                f"objective.step_value_samples: {samples} at sampler.temperature 0, where all draws are "
+                "equal; use 0"
+            )
+        if passes > 1 and sampler.cache != "none":
+            found.append(
+                f"objective.step_value_passes: {passes} with sampler.cache {sampler.cache!r}, which keeps "
+                "what was revealed and not what might be; use 1, or cache=none"
+            )
+        return found
 
     def _idle(self) -> list[str]:
         """Settings other than their defaults that nothing would read."""
         config, found = self.config, []
         read = {
             "uniform_share": self._draws or config.selection == "optimal",
+            "entropy_left": config.selection == "adaptive",
+            "step_value_samples": self.proxy is not None,
+            "step_value_passes": self.proxy is not None,
             "baseline_prior": config.baseline == "score_weighted",
             "step_advantage_schedule": config.step_advantage_weight != "fitted",
             "normalise_step_advantage": config.step_advantage_weight != "fitted",
         }
-        needs = {"uniform_share": "a selection that draws", "baseline_prior": "baseline=score_weighted"}
+        needs = {
+            "uniform_share": "a selection that draws",
+            "entropy_left": "selection=adaptive",
+            "step_value_samples": "a step_advantage_weight",
+            "step_value_passes": "a step_advantage_weight",
+            "baseline_prior": "baseline=score_weighted",
+        }
         for key, used in read.items():
             value, default = getattr(config, key), type(config).model_fields[key].default
             if not used and value != default:
@@ -161,7 +203,7 @@ class Objective(base.Objective):
         return steps if config.selection in ("all", "optimal") else min(steps, config.num_selected_steps)
 
     def candidates(self, trajectory: Trajectory) -> Steps | None:
-        if not self.wants_step_values:
+        if self.proxy is None:
             return None
         if self._judges_all_steps:
             return select_steps("all", 0, trajectory.entropy, trajectory.informative, trajectory.seeds)
@@ -263,6 +305,7 @@ class Objective(base.Objective):
             trajectory.entropy,
             trajectory.informative,
             trajectory.seeds,
+            config.entropy_left,
         )
 
     def _weights(self, num_steps: int, device) -> Float[Tensor, "steps"]:

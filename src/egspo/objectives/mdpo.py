@@ -29,7 +29,7 @@ from egspo.objectives.base import ClipConfig, ClipObjective
 from egspo.ops.advantages import group_spread, progress_returns, subtract_baseline
 from egspo.ops.selection import nonzero_steps, select_steps
 from egspo.ops.token_loss import TokenKL
-from egspo.types import Rewards, Steps, Trajectory, Views
+from egspo.types import Proxy, Rewards, Steps, Trajectory, Views
 from egspo.views import step_views
 
 
@@ -45,7 +45,7 @@ class Objective(ClipObjective):
     name = "mdpo"
     description = "a reward for every step by its one-step completion (MDPO)"
     paper = "arXiv 2508.13148"
-    wants_step_values = True
+    proxy = Proxy()
     Config = Config
     config: Config
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 # Streams keep uses of one seed apart.
-TOKENS, POSITIONS, SELECTION, VIEWS = range(4)
+TOKENS, POSITIONS, SELECTION, VIEWS, FILLINGS = range(5)
 
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9

@@ -14,7 +14,7 @@ from torch import Tensor
 from egspo.ops.noise import SELECTION, uniform
 from egspo.types import Steps
 
-Selection = Literal["top_entropy", "random", "uniform", "all"]
+Selection = Literal["top_entropy", "adaptive", "random", "uniform", "all"]
 SELECTIONS = get_args(Selection)
 Draws = Literal["entropy_sampled", "top_and_sampled", "optimal"]
 """Rules that draw steps at random and weigh each by the inverse of its probability."""
@@ -26,11 +26,13 @@ def select_steps(
     entropy: Float[Tensor, "batch steps"],
     eligible: Bool[Tensor, "batch steps"],
     seeds: Int[Tensor, "batch"],
+    entropy_left: float = 0.0,
 ) -> Steps:
     """At most ``num_selected`` of each sample's eligible steps, without replacement.
 
-    Returned in order of preference: ``top_entropy`` from the highest entropy down, the others in their own
-    order. ``all`` ignores ``num_selected``.
+    Returned in order of preference: ``top_entropy`` and ``adaptive`` from the highest entropy down, the
+    others in their own order. ``all`` ignores ``num_selected``; ``adaptive`` stops as soon as what it
+    leaves out has at most ``entropy_left`` of the sample's entropy, which bounds what its gradient loses.
     """
     num_steps = entropy.shape[1]
     if rule == "all":
@@ -46,7 +48,18 @@ def select_steps(
     order = preference.masked_fill(~eligible, -torch.inf).argsort(dim=1, descending=True, stable=True)
     index = order[:, :num_selected]
     mask = eligible.gather(1, index)
+    if rule == "adaptive":
+        mask = mask & _needed(entropy.double() * eligible, index, entropy_left)
     return Steps(index=index.masked_fill(~mask, 0), mask=mask)
+
+
+def _needed(
+    entropy: Float64[Tensor, "batch steps"], index: Int[Tensor, "batch chosen"], entropy_left: float
+) -> Bool[Tensor, "batch chosen"]:
+    """Whether without a step and those after it more than ``entropy_left`` of the entropy would be left."""
+    kept = entropy.gather(1, index)
+    before = kept.cumsum(1) - kept
+    return before < (1 - entropy_left) * entropy.sum(1, keepdim=True)
 
 
 def _evenly_spaced(eligible: Bool[Tensor, "batch steps"], num_selected: int) -> Int[Tensor, "batch steps"]:
