@@ -43,6 +43,7 @@ LAYERS = (
         "madeup",
         "footprint",
         "capacity",
+        "passes",
         "memory",
         "fit",
         "doctor",

@@ -106,6 +106,8 @@ def agrees(predicted: int, real: int) -> bool:
         (["train.microbatch_size=2", *MANY, *LONG], "rollout"),
         (["train.microbatch_size=2", "sampler.cache=dual", *MANY, *LONG], "rollout"),
         (["train.microbatch_size=2", "sampler.cache=prefix", *MANY, *LONG], "rollout"),
+        (["train.microbatch_size=2", "objective.step_value_samples=16", *MANY, *LONG], "rollout"),
+        (["train.microbatch_size=2", "objective.step_value_passes=4", *MANY, *LONG], "rollout"),
         ([*ONE, *FEW, "train.eval_steps=2", "eval.limit=10", *LONG], "validation"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
@@ -212,7 +214,9 @@ def test_a_saved_adapter_counts_by_its_own_rank(wide: Path, tmp_path: Path):
 def test_an_update_is_no_larger_than_its_canvases(tmp_path: Path):
     """4 prompts x 4 completions x 2 steps are 32 canvases, 16 on each of two ranks."""
     config = runs.rl_config(tmp_path)
-    assert load_of(config, 5) == Load(5, update_rows=32, places=1, several=False, rollout_rows=16)
+    assert load_of(config, 5) == Load(
+        5, update_rows=32, places=1, several=False, rollout_rows=16, completions=16
+    )
     assert load_of(config, 5, ranks=2).update_rows == 16
     several = load_of(runs.rl_config(tmp_path, "train.microbatch_size=8"), 5)
     assert (several.update_rows, several.several) == (8, True)

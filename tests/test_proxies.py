@@ -103,6 +103,22 @@ def test_draws_at_temperature_zero_are_the_greedy_completion(tiny_policy):
     assert torch.equal(drawn, greedy[:, :, None].expand_as(drawn))
 
 
+def test_what_does_not_go_together(tiny_policy):
+    with pytest.raises(ValueError, match="num_samples: 4 with num_passes 2, which completes greedily"):
+        Proxy(num_samples=4, num_passes=2)
+    with pytest.raises(ValueError, match=r"num_passes: 2 with sampler\.cache 'dual'"):
+        roll(tiny_policy(), make_sampler(cache="dual"), Proxy(num_passes=2))
+
+
+def test_no_pass_is_made_where_nothing_is_masked(tiny_policy):
+    policy, sampler = tiny_policy(), make_sampler(diffusion_steps=8)
+    calls = []
+    policy.model.register_forward_hook(lambda *_: calls.append(1))
+    roll(policy, sampler, Proxy(num_passes=3))
+    # One token a step: 8 to 3 positions are masked in six steps, then 2 and 1, of which each pass takes one.
+    assert len(calls) == 6 * 3 + 2 + 1
+
+
 def test_a_state_is_worth_the_mean_reward_of_its_completions(tiny_policy):
     policy, task = tiny_policy(), registry.load_task("toy", prompt="compact", num_symbols=3)
     prompts = [prompt for prompt in task.load("train")[:2] for _ in range(2)]
@@ -136,5 +152,6 @@ def test_training_with_each_proxy_sees_the_same_rollout_and_other_values(tmp_pat
         (first[name],) = runs.rows(tmp_path / name)
     assert len({row["reward/mean"] for row in first.values()}) == 1
     values = {name: row["reward/one_step"] for name, row in first.items()}
-    assert values["drawn"] != values["greedy"] == values["adaptive"]
+    assert len({values["drawn"], values["greedy"], values["passes"]}) == 3
+    assert values["adaptive"] == values["greedy"]
     assert first["adaptive"]["update/canvases"] < first["greedy"]["update/canvases"]

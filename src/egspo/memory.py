@@ -6,7 +6,7 @@ The first four stay for the whole run and are counted from the shapes of the par
 runs of one pass each (`egspo.footprint`); docs/memory.md says what stands behind every part.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,42 +14,13 @@ from torch import Tensor, nn
 
 from egspo import registry
 from egspo.config import BaseRun, RLRun, SamplerConfig, SFTRun
-from egspo.evaluation import eval_sampler
 from egspo.footprint import ShapePolicy, build_shape, peak_bytes
-from egspo.likelihood import guided_logits
 from egspo.madeup import made_up_trajectory
-from egspo.models.layers import KVCache
-from egspo.ops.logprobs import (
-    acting_logp,
-    draw,
-    entropy,
-    exact_kl,
-    gather_logp,
-    low_confidence_logp,
-    score_norm,
-)
-from egspo.ops.reveal import choice_logits, position_scores, reveal_schedule
-from egspo.policy import Policy
-from egspo.types import Proxy, Steps
+from egspo.passes import Load, generations, most_planned, update
+from egspo.types import Steps
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A 4-bit weight: half a byte, a scale of one byte for 64 weights, and one of four bytes for 256 of those."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much goes through the model at a time, on one rank. Rows are sequences of ``prompt + length``."""
-
-    prompt: int
-    """Tokens of a padded prompt."""
-    update_rows: int
-    """Canvases a forward pass of an update."""
-    places: int
-    """Positions scored on a canvas, at most."""
-    several: bool
-    """Whether an optimizer step takes several such passes, so that gradients are there already."""
-    rollout_rows: int = 0
-    validation_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,10 +82,10 @@ def predict(config: BaseRun, prompt: int, ranks: int = 1, phases: Collection[str
         load=load,
     )
     if "update" in phases:
-        update = peak_bytes(policy, lambda: _update(policy, config, load), load.several)
-        made = update + unpacked - (0 if load.several else held)
+        held_most = peak_bytes(policy, lambda: update(policy, config, load), load.several)
+        made = held_most + unpacked - (0 if load.several else held)
         memory = replace(memory, activations=max(made, _step_bytes(trainable)))
-    for phase, work in _generations(policy, config, load).items():
+    for phase, work in generations(policy, config, load).items():
         if phase in phases:
             memory = replace(memory, **{phase: peak_bytes(policy, work, False) + unpacked})
     return memory
@@ -149,6 +120,7 @@ def load_of(config: BaseRun, prompt: int, ranks: int = 1) -> Load:
         places=places,
         several=canvases > rows,
         rollout_rows=min(train.rollout_batch_size, completions),
+        completions=completions,
         validation_rows=_validation_rows(config, ranks) if train.eval_steps else 0,
     )
 
@@ -186,13 +158,7 @@ def _canvases(config: RLRun, completions: int, ranks: int) -> tuple[int, int, in
 def _at_most(drawn: int, sampler: SamplerConfig) -> int:
     """Positions scored on a canvas where every step that it takes them from may reveal a whole block."""
     length, block = sampler.max_completion_length, sampler.block_length
-    return min(length, drawn * block // _most_planned(sampler))
-
-
-def _most_planned(sampler: SamplerConfig) -> int:
-    """Positions that a step reveals by the schedule, at most."""
-    length, block = sampler.max_completion_length, sampler.block_length
-    return max(count for *_, count in reveal_schedule(length, block, sampler.diffusion_steps))
+    return min(length, drawn * block // most_planned(sampler))
 
 
 # ---- what stays ----------------------------------------------------------------------------------------
@@ -224,115 +190,3 @@ def _step_bytes(trainable: list[Tensor]) -> int:
     root and the denominator of one weight at a time."""
     sizes = [_size(p) for p in trainable]
     return sum(sizes) if torch.cuda.is_available() else 2 * max(sizes, default=0)
-
-
-# ---- passes --------------------------------------------------------------------------------------------
-
-
-def _update(policy: ShapePolicy, config: BaseRun, load: Load) -> None:
-    """One microbatch of an update, as `egspo.likelihood.score` and the trainer evaluate it."""
-    sampler, length = config.sampler, config.sampler.max_completion_length
-    rl = isinstance(config, RLRun)
-    if not rl:
-        sampler = sampler.model_copy(update={"temperature": 1.0, "cfg_scale": 0.0, "remasking": "random"})
-    inputs, attention = _sequences(load.update_rows, load.prompt + length)
-    positions = torch.zeros(load.update_rows, load.places, dtype=torch.long)
-    objective = registry.load("objectives", config.objective.name)(config.objective) if rl else None
-    exact = rl and objective.wants_exact_kl
-
-    def acting(who: Policy) -> tuple[Tensor, Tensor]:
-        logits = guided_logits(who, inputs, attention, positions, length, sampler.cfg_scale)
-        return logits, acting_logp(logits, sampler.temperature, who.suppressed)
-
-    def scores() -> Tensor:
-        logits, logp = acting(policy)
-        total = gather_logp(logp, positions).sum()
-        if exact:
-            with policy.reference() as frozen:
-                _, ref_logp = acting(frozen)
-            total = total + exact_kl(logp, ref_logp).sum()
-        if sampler.draws_positions:
-            untempered = acting_logp(logits, 1.0, policy.suppressed)
-            choice = choice_logits(untempered, sampler.position_temperature)
-            if sampler.remasking == "low_confidence":
-                choice = low_confidence_logp(logp, untempered, positions, positions)
-            total = total + choice.sum()
-        return total
-
-    loss = scores()
-    if rl and config.objective.beta and not exact:
-        with policy.reference() as frozen:
-            gather_logp(acting(frozen)[1], positions)
-    loss.backward()
-
-
-def _generations(policy: ShapePolicy, config: BaseRun, load: Load) -> dict[str, Callable[[], None]]:
-    """The passes that generate, by phase."""
-    found = {}
-    if load.rollout_rows:
-        objective = registry.load("objectives", config.objective.name)(config.objective)
-        proxy, rows = objective.proxy, load.rollout_rows
-        found["rollout"] = _denoise(policy, config.sampler, load.prompt, rows, proxy)
-    if load.validation_rows:
-        sampler = eval_sampler(config.sampler, config.eval)
-        found["validation"] = _denoise(policy, sampler, load.prompt, load.validation_rows, proxy=None)
-    return found
-
-
-def _denoise(
-    policy: ShapePolicy, sampler: SamplerConfig, prompt: int, rows: int, proxy: Proxy | None
-) -> Callable[[], None]:
-    """The first denoising steps, which have the most masked positions, as `egspo.denoising` does them.
-
-    One, and with a cache another that computes a window; a step's logits are gone before the next begins.
-    """
-    length, block = sampler.max_completion_length, sampler.block_length
-    cache = None if sampler.cache == "none" else KVCache()
-
-    def step(window: tuple[int, int] | None) -> None:
-        inputs, attention = _sequences(rows, prompt + length)
-        beyond = proxy is not None and (window is None or sampler.cache == "prefix")
-        positions = torch.full((rows, length if beyond else block), prompt, dtype=torch.long)
-        if cache is None:
-            logits = guided_logits(policy, inputs, attention, positions, length, sampler.cfg_scale)
-        else:
-            logits = policy.logits(inputs, attention, positions, cache, window)
-        if proxy is not None:
-            _fill(logits, proxy, sampler, policy.suppressed)
-        _reveal(logits[:, :block], sampler, policy.suppressed)
-
-    @torch.no_grad()
-    def work() -> None:
-        step(None)
-        if cache is not None:
-            step((prompt, prompt + (length if sampler.cache == "prefix" else block)))
-
-    return work
-
-
-def _fill(logits: Tensor, proxy: Proxy, sampler: SamplerConfig, suppressed: tuple[int, ...]) -> None:
-    if proxy.num_samples and sampler.temperature:
-        logp = acting_logp(logits, sampler.temperature, suppressed)
-        draw(logp, torch.zeros(logits.shape[:2], dtype=torch.float64))
-        return
-    logits = logits.clone()
-    logits[..., list(suppressed)] = -torch.inf
-    logits.log_softmax(-1).max(-1) if proxy.num_passes > 1 else logits.argmax(-1)
-
-
-def _reveal(logits: Tensor, sampler: SamplerConfig, suppressed: tuple[int, ...]) -> None:
-    logp = acting_logp(logits, sampler.temperature, suppressed)
-    untempered = logp if sampler.temperature in (0, 1) else acting_logp(logits, 1.0, suppressed)
-    uniform = torch.zeros(logits.shape[:2], dtype=torch.float64)
-    drawn = logp.argmax(-1) if sampler.temperature == 0 else draw(logp, uniform)
-    position_scores(sampler.remasking, untempered, drawn, uniform, sampler.position_temperature)
-    planned = sampler.confidence_threshold is None
-    chosen = _most_planned(sampler) if planned else sampler.block_length
-    acted = logp[:, :chosen].clone()
-    entropy(acted)
-    score_norm(acted, drawn[:, :chosen])
-
-
-def _sequences(rows: int, length: int) -> tuple[Tensor, Tensor]:
-    inputs = torch.zeros(rows, length, dtype=torch.long)
-    return inputs, torch.ones_like(inputs, dtype=torch.bool)

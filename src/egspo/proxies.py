@@ -15,7 +15,7 @@ from torch import Tensor
 from egspo.config import SamplerConfig
 from egspo.likelihood import pack
 from egspo.ops import noise
-from egspo.ops.logprobs import acting_logp, draw
+from egspo.ops.logprobs import acting_logp, draw_several
 from egspo.policy import Policy
 from egspo.types import Proxy
 
@@ -74,8 +74,9 @@ class Proxies:
             return logp.argmax(-1)[:, None].expand(-1, self.proxy.num_samples, -1)
         length = self.sampler.max_completion_length
         numbers = noise.uniform(self.seeds[rows], noise.FILLINGS, step, self.proxy.num_samples * length)
-        each = numbers.unflatten(1, (-1, length)).unbind(1)
-        return torch.stack([draw(logp, of.gather(1, positions)) for of in each], dim=1)
+        numbers = numbers.unflatten(1, (-1, length)).transpose(1, 2)
+        at = positions[..., None].expand(-1, -1, self.proxy.num_samples)
+        return draw_several(logp, numbers.gather(1, at)).transpose(1, 2)
 
     def _revealed(self, canvas: Tensor, rows: Tensor, where, logits: Logits, again):
         """State, positions and logits of the last pass: those before it reveal equal shares, greedily.
@@ -93,6 +94,8 @@ class Proxies:
             tokens = torch.where(taken, best.indices, state.gather(1, positions))
             canvas[rows] = state.scatter(1, positions, torch.where(valid, tokens, state.gather(1, positions)))
             where = pack(canvas[rows] == self.mask_token_id)
+            if not bool(where[1].any()):
+                break
             logits = again(canvas, where[0])
         return canvas[rows], where, logits
 

@@ -94,6 +94,11 @@ def rollout(
         FloatingPointError: if the policy's probabilities are not numbers.
     """
     check_sampler(policy, sampler, prompt_ids.shape[1])
+    if proxy is not None and proxy.num_passes > 1 and sampler.cache != "none":
+        raise ValueError(
+            f"num_passes: {proxy.num_passes} with sampler.cache {sampler.cache!r}, which keeps what was "
+            "revealed and not what might be; use 1, or cache=none"
+        )
     parts = []
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)

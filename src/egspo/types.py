@@ -71,6 +71,13 @@ class Proxy:
     num_passes: int = 1
     """Forward passes of a completion: the step's own, and others that see what it revealed."""
 
+    def __post_init__(self):
+        if self.num_samples and self.num_passes > 1:
+            raise ValueError(
+                f"num_samples: {self.num_samples} with num_passes {self.num_passes}, which completes "
+                "greedily; use one of the two"
+            )
+
 
 def map_tensors(record, change):
     """A copy of a record with ``change`` applied to each of its tensors that has a batch axis."""

@@ -25,8 +25,9 @@ TOY = [
 ]
 
 
-def plan(*objectives: str) -> Plan:
-    return Plan([], TOY, objectives, {})
+def plan(*given: str) -> Plan:
+    settings = [text for text in given if "=" in text]
+    return Plan([], [*TOY, *settings], [text for text in given if "=" not in text], {})
 
 
 def curve(folder: Path, seconds_a_step: float, right: list[int], of: int = 20) -> None:
@@ -55,20 +56,22 @@ def no_run_is_made(run) -> None:
 def searched(tmp_path: Path):
     """400 samples and ten seconds of each: the first learns the most a sample, at ten times the cost."""
     curve(tmp_path / "egspo-0", 1.0, [2, 4, 16, 18])
-    curve(tmp_path / "egspo-1", 0.1, [2, 6, 8, 8, 9, 9, 9, 9, 9, 9, 9])
+    curve(tmp_path / "egspo-1", 0.1, [2, 6, 8, 8, 9, 9, 9, 9, 9, 7, 9, 1, 1])
     curve(tmp_path / "egspo-2", 0.2, [2, 5, 9, 9, 5, 5])
     return search(plan("egspo"), ["egspo"], tmp_path, Jobs(1), no_run_is_made)
 
 
 def test_each_budget_chooses_for_itself(searched):
     assert [trial.chosen for trial in searched] == [["samples"], ["seconds"], []]
-    # The mean of two evaluations if there are two, the later where 400 samples or ten seconds were spent.
+    # The mean where nine tenths of 400 samples or of ten seconds were spent, and all of them.
     assert [trial.rungs[0]["accuracy"] for trial in searched] == [
-        {"samples": pytest.approx(0.85), "seconds": 0.2},
-        {"samples": pytest.approx(0.4), "seconds": 0.45},
-        {"samples": pytest.approx(0.45), "seconds": 0.25},
+        {"samples": 0.9, "seconds": 0.2},
+        {"samples": 0.4, "seconds": pytest.approx(0.4)},
+        {"samples": 0.45, "seconds": 0.25},
     ]
+    # What that cost: 400 samples and ten seconds, whatever the run goes on to.
     assert [trial.rungs[0]["samples"] for trial in searched] == [480, 1600, 800]
+    assert [trial.rungs[0]["seconds"] for trial in searched] == [30, 10, 10]
 
 
 def test_each_budget_is_read_from_the_runs_of_what_it_chose(searched, tmp_path: Path):
@@ -90,6 +93,49 @@ def test_each_budget_is_read_from_the_runs_of_what_it_chose(searched, tmp_path: 
     assert {kind: row["mean"] for kind, row in by_kind.items()} == {"samples": 0.8, "seconds": 0.5}
     assert [row["chosen"]["train.num_iterations"] for row in by_kind.values()] == [3, 1]
     assert [row["curve"][-1][kind] for kind, row in by_kind.items()] == [1600, 40]
+
+
+def test_what_a_slow_candidate_spends_too_early_is_seen_too(tmp_path: Path):
+    """It may spend a later rung's seconds on this rung's samples, and is evaluated there all the same."""
+    made = plan("egspo", "compare.rungs=[0.25, 1.0]")
+    for rung in (0.25, 1.0):
+        run = made.trial("egspo", {}, rung, tmp_path, ["samples"])
+        assert run.marks["seconds"] == [9.0, 10.0, 36.0, 40.0]
+        assert run.marks["samples"] == [360.0, 400.0, 1440.0, 1600.0]
+    assert made.final("egspo", {}, 0, tmp_path, ["samples"]).marks == {"samples": [1600], "seconds": [40]}
+
+
+def test_a_candidate_that_diverges_keeps_what_it_had_reached(tmp_path: Path):
+    curve(tmp_path / "egspo-0", 0.1, [2, 4, 16, 18])
+    (tmp_path / "egspo-0" / "diverged").write_text("FloatingPointError")
+    curve(tmp_path / "egspo-1", 1.0, [2, 4, 6, 8])
+    curve(tmp_path / "egspo-2", 1.0, [2, 3, 6, 8])
+    found = search(plan("egspo"), ["egspo"], tmp_path, Jobs(1), no_run_is_made)
+    assert found[0].rungs[0]["accuracy"] == {"samples": 0.9, "seconds": None}
+    assert [trial.chosen for trial in found] == [["samples"], ["seconds"], []]
+
+
+def test_two_budgets_that_choose_differently_have_a_run_each(tmp_path: Path):
+    """Through the command's own way, one run at a time: the table is made when one budget has none yet."""
+    few = ["train={max_steps: 1, prompts_per_step: 4, num_generations: 4, num_iterations: 1}"]
+    few += [
+        "compare={samples: 64, seconds: 0.4, eval_steps: 2, rungs: [1.0]}",
+        "compare.grid={optim.learning_rate: [1e-3, 2e-3]}",
+    ]
+    made = Plan([], [*TOY[:5], *few], ["egspo"], {})
+    curve(tmp_path / "work" / "search" / "egspo-0", 0.01, [2, 5, 5, 5, 12])
+    curve(tmp_path / "work" / "search" / "egspo-1", 0.2, [2, 9])
+    text = compare(made, [0], tmp_path, 1, "egspo", "made")
+    chosen = {trial.number: trial.chosen for trial in Results(tmp_path).trials}
+    assert chosen == {0: ["seconds"], 1: ["samples"]}
+    assert {
+        str(file.relative_to(tmp_path / "curves")) for file in (tmp_path / "curves").rglob("*.jsonl")
+    } == {
+        "egspo/candidate-0/seed-0.jsonl",
+        "egspo/candidate-1/seed-0.jsonl",
+    }
+    assert "## At 64 samples a run" in text and "## At 0.4 processor seconds a run" in text
+    assert "learning_rate 0.001" in text and "learning_rate 0.002" in text
 
 
 def test_a_comparison_tells_how_often_it_trains(tmp_path: Path):

@@ -75,6 +75,13 @@ class Run:
     eval_steps: int
     limits: dict[str, int | float]
     """It goes on until it has spent all of these: ``samples`` drawn, ``seconds`` of training."""
+    marks: dict[str, list[int | float]]
+    """By kind of budget, where it is evaluated besides."""
+
+
+def marks_of(limit: int | float) -> list[int | float]:
+    """Where a candidate that is judged at a limit is evaluated; its score is the mean, for less noise."""
+    return [0.9 * limit, limit]
 
 
 class Plan:
@@ -126,14 +133,20 @@ class Plan:
         self, label: str, chosen: Values, seed: int, folder: Path, kinds: Sequence[str] | None = None
     ) -> Run:
         """A run with the settings that the search chose, to the budgets of some kinds; of all if None."""
-        return self._run(label, chosen, seed, folder, "test", self._limits(1.0, kinds))
+        marks = {kind: [limit] for kind, limit in self.limits.items()}
+        return self._run(label, chosen, seed, folder, "test", self._limits(1.0, kinds), marks)
 
     def trial(
         self, label: str, candidate: Values, rung: float, folder: Path, kinds: Sequence[str] | None = None
     ) -> Run:
         """A run of the search up to a rung, that is a share of the budgets of some kinds; of all if None."""
+        # Of all rungs: a slow candidate may spend the seconds of a later one on the samples of this.
+        marks = {
+            kind: [mark for share in self.config.rungs for mark in marks_of(share * limit)]
+            for kind, limit in self.limits.items()
+        }
         limits = self._limits(rung, kinds)
-        return self._run(label, candidate, self.config.search_seed, folder, "validation", limits)
+        return self._run(label, candidate, self.config.search_seed, folder, "validation", limits, marks)
 
     def candidates(self, label: str) -> list[Values]:
         """What the search tries for a method: every combination of its values."""
@@ -208,7 +221,7 @@ class Plan:
         limits = {kind: whole if kind == "samples" else share * limit for kind, limit in self.limits.items()}
         return {kind: limit for kind, limit in limits.items() if kinds is None or kind in kinds}
 
-    def _run(self, label, chosen, seed: int, folder: Path, split: str, limits) -> Run:
+    def _run(self, label, chosen, seed: int, folder: Path, split: str, limits, marks) -> Run:
         # Of all runs alike: one that goes on may have another limit than it began with.
         iterations = ENDLESS if self.config.seconds else self.samples // self.batch
         forced = {
@@ -226,7 +239,7 @@ class Plan:
         values = merge(self._merged(label, chosen), forced)
         values.pop("tracking", None)
         decoding = self.base.get("sampler", {})
-        return Run(label, values, decoding, split, self.eval_steps, limits)
+        return Run(label, values, decoding, split, self.eval_steps, limits, marks)
 
     def _parsed(self, values: dict[str, Any]) -> RLRun:
         return parse_config(RLRun, values)

@@ -3,7 +3,7 @@
 All candidates run for the first rung's share of each budget, the best third of each method's for the next,
 and so on; a candidate that goes on continues its run. What is best in so many samples need not be in so many
 seconds, so each budget ranks and chooses for itself; candidates that both keep run once. A score is the mean
-accuracy of the last two evaluations, the later one where the share was spent.
+accuracy where nine tenths of the share were spent, and all of it.
 """
 
 import math
@@ -13,12 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from egspo.compare.jobs import DIVERGED, Jobs
-from egspo.compare.plan import Plan, Run, Values
+from egspo.compare.plan import Plan, Run, Values, marks_of
 from egspo.compare.worker import read_curve
-
-LAST = 2
-"""Evaluations that a score is the mean of, for a single one is noisy."""
-
 
 Left = dict[tuple[str, str], list["Trial"]]
 """Candidates still in the race, by method and kind of budget."""
@@ -33,7 +29,7 @@ class Trial:
     settings: Values
     rungs: list[dict[str, Any]] = field(default_factory=list)
     """Of each rung that it ran to: ``share``; ``samples, seconds`` spent; ``accuracy`` by kind of budget, of
-    those for which it was still in the race, None if it diverged."""
+    those for which it was still in the race, None if it diverged before."""
     chosen: list[str] = field(default_factory=list)
     """Kinds of budget for which it was the best."""
 
@@ -115,15 +111,13 @@ def finished(run: Run) -> bool:
 def _result(run: Run, share: float) -> dict[str, Any]:
     folder = Path(run.settings["output_dir"])
     points = read_curve(folder / "curve.jsonl")
-    gone = (folder / DIVERGED).is_file()
-    spent = {kind: points[-1][kind] if points else 0 for kind in ("samples", "seconds")}
-    accuracy = {kind: None if gone else _accuracy(points, kind, limit) for kind, limit in run.limits.items()}
-    return {"share": share, **spent, "accuracy": accuracy}
+    reached = (p for p in points if all(p[kind] >= limit for kind, limit in run.limits.items()))
+    end = next(reached, points[-1])
+    accuracy = {kind: _accuracy(points, kind, limit) for kind, limit in run.limits.items()}
+    return {"share": share, "samples": end["samples"], "seconds": end["seconds"], "accuracy": accuracy}
 
 
-def _accuracy(points: Sequence[dict[str, Any]], kind: str, limit: int | float) -> float:
-    """Mean of the last evaluations up to where the limit was reached; the base's own is none of them."""
-    trained = [point for point in points if point["step"]]
-    spent = next(i for i, point in enumerate(trained) if point[kind] >= limit)
-    last = [point["accuracy"] for point in trained[: spent + 1][-LAST:]]
-    return sum(last) / len(last)
+def _accuracy(points: Sequence[dict[str, Any]], kind: str, limit: int | float) -> float | None:
+    """Mean over the marks of a limit; None if the run ended before."""
+    at = [next((p["accuracy"] for p in points if p[kind] >= mark), None) for mark in marks_of(limit)]
+    return None if None in at else sum(at) / len(at)

@@ -44,7 +44,9 @@ def _at_budget(results: Results, kind: str, limit: int | float, against: str) ->
     for label, points in reached.items():
         rows[label] = _score(points, reached.get(against, {})) | {
             "chosen": chosen[label].settings,
-            "diverged": [seed for seed, found in curves[label].items() if found[-1].get("diverged")],
+            "diverged": [
+                seed for seed, point in points.items() if point.get("diverged") and point[kind] < limit
+            ],
             "curve": _mean_curve(list(curves[label].values()), list(points.values()), kind, limit),
         }
     _adjust({label: row["difference"] for label, row in rows.items() if label != against})
@@ -119,7 +121,8 @@ def _mean_curve(
 
 def table(comparison: dict[str, Any], title: str) -> str:
     """The comparison as Markdown."""
-    row = next(iter(next(iter(comparison["budgets"].values())).values()))
+    budgets = {kind: rows for kind, rows in comparison["budgets"].items() if rows}
+    row = next(row for rows in budgets.values() for row in rows.values())
     lines = [f"# {title}", "", "Made by", ""]
     lines += [f"    {command}" for command in comparison["commands"]]
     before = f"before training: {row['curve'][0]['accuracy']:.1%}"
@@ -130,7 +133,7 @@ def table(comparison: dict[str, Any], title: str) -> str:
         "the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm over the finalists, which "
         "are the methods with the most seeds.",
     ]
-    for kind, rows in comparison["budgets"].items():
+    for kind, rows in budgets.items():
         lines += [
             "",
             f"## At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run",

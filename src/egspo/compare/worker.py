@@ -54,9 +54,9 @@ class Recorder:
         for key, value in row.items():
             if key not in CUMULATIVE and value is not None:
                 self.sums[key].append(value)
-        limits = self.run.limits.items()
-        crossed = any(before[kind] < limit <= self.spent[kind] for kind, limit in limits)
-        trainer.should_stop = all(self.spent[kind] >= limit for kind, limit in limits)
+        marks = ((kind, mark) for kind, marks in self.run.marks.items() for mark in marks)
+        crossed = any(before[kind] < mark <= self.spent[kind] for kind, mark in marks)
+        trainer.should_stop = all(self.spent[kind] >= limit for kind, limit in self.run.limits.items())
         if row["step"] % self.run.eval_steps == 0 or crossed or trainer.should_stop:
             self._evaluate(trainer, row)
         self.last = self.clock()

@@ -27,13 +27,18 @@ def draw(logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch"]) 
 
     A token of probability 0 is never drawn. Probabilities that are not numbers give the last token.
     """
+    return draw_several(logp, uniform.unsqueeze(-1)).squeeze(-1)
+
+
+def draw_several(
+    logp: Float[Tensor, "*batch vocab"], uniform: Float[Tensor, "*batch num"]
+) -> Int[Tensor, "*batch num"]:
+    """`draw`, as often from each distribution as it has uniform numbers."""
     cdf = logp.double().exp().cumsum(-1)
     total = cdf[..., -1:]
     # Rounding must not lift the point to the total, behind which only the last token is left.
-    point = torch.minimum(
-        uniform.double().unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total))
-    )
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp(max=logp.shape[-1] - 1)
+    point = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cdf, point, right=True).clamp(max=logp.shape[-1] - 1)
 
 
 def entropy(logp: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:

@@ -16,6 +16,8 @@ HEADER = ("Method", "Seeds", "Accuracy (%)", "Difference", "p", "Samples", "Seco
 
 def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
     """The whole page, from what ``comparison.json`` holds (`egspo.compare.summary.summarise`)."""
+    if "commands" not in comparison:
+        raise ValueError(f"{name}: its comparison is of an earlier version; make it anew with egspo compare")
     methods = dict.fromkeys(label for rows in comparison["budgets"].values() for label in rows)
     tint = dict(zip(methods, colours(len(methods)), strict=True))
     panels = [_curves(comparison, kind, tint) for kind in comparison["limits"]]
