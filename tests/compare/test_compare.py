@@ -144,8 +144,8 @@ def start(folder: Path, samples: int, seconds: float | None = None, **settings) 
     plan = Plan([], overrides, ["egspo"], {"seconds": seconds} if seconds else {}, with_search=False)
     run = plan.final("egspo", {}, 0, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    limits = run.limits | {"samples": samples}
-    (folder / "run.json").write_text(json.dumps({**vars(run), "limits": limits}))
+    to = {"limits": run.limits | {"samples": samples}, "marks": run.marks | {"samples": [samples]}}
+    (folder / "run.json").write_text(json.dumps({**vars(run), **to}))
     worker.train(folder)
     return read_curve(folder / "curve.jsonl")
 

@@ -178,8 +178,8 @@ class Objective(base.Objective):
         read = {
             "uniform_share": self._draws or config.selection == "optimal",
             "entropy_left": config.selection == "adaptive",
-            "step_value_samples": self.proxy is not None,
-            "step_value_passes": self.proxy is not None,
+            "step_value_samples": config.step_advantage_weight != 0,
+            "step_value_passes": config.step_advantage_weight != 0,
             "baseline_prior": config.baseline == "score_weighted",
             "step_advantage_schedule": config.step_advantage_weight != "fitted",
             "normalise_step_advantage": config.step_advantage_weight != "fitted",
