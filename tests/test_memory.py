@@ -12,10 +12,11 @@ from allocations import peak_allocated
 from egspo import registry
 from egspo.config import RLRun
 from egspo.fit import prompt_tokens
-from egspo.memory import NF4_BYTES, Load, Memory, load_of, predict
+from egspo.memory import NF4_BYTES, Memory, load_of, predict
 from egspo.models.dream import DreamConfig, DreamModel
 from egspo.models.llada import LLaDAConfig, LLaDAModelLM
 from egspo.models.tiny import build_tokenizer
+from egspo.passes import Load
 from egspo.policy import build_policy
 from egspo.sft import SFTTrainer
 
