@@ -68,7 +68,8 @@ def online(monkeypatch, tmp_path: Path) -> None:
 def published(run: Path, *options: str) -> Path:
     ended = runs.egspo("publish", str(run), REPO, "--dry-run", *options)
     assert ended.code == 0, ended
-    assert ended.out.startswith(f"folder: {run / 'publish'}\n")
+    again = " ".join(("egspo publish", str(run), REPO, *options))
+    assert ended.out == f"folder: {run / 'publish'}\nnext:   {again}\n"
     return run / "publish"
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -264,7 +265,10 @@ def publish(
         require_access()
     folder = write_folder(run, repo, out, base_model, license)
     if dry_run:
-        typer.echo(f"folder: {folder}\nnext:   egspo publish {run} {repo}")
+        given = {"--base-model": base_model, "--license": license}
+        options = [word for option, value in given.items() if value for word in (option, value)]
+        words = [str(run), repo, *options, *["--private"] * private]
+        typer.echo(f"folder: {folder}\nnext:   egspo publish {shlex.join(words)}")
     else:
         typer.echo(f"published: {upload(folder, repo, private)}")
 

@@ -41,7 +41,7 @@ class CompareConfig(Section):
         description="what it tries besides, by label; all methods must come to the same number of candidates",
     )
     rungs: list[float] = Field(
-        [0.25, 0.5], min_length=1, description="shares of each budget after which to weigh"
+        [0.25, 1.0], min_length=1, description="shares of each budget after which to weigh"
     )
     keep: float = Field(1 / 3, gt=0, lt=1, description="share of the candidates that goes on after a rung")
     search_seed: int = Field(1000, description="seed of the search's runs, which no final run may have")
