@@ -36,7 +36,8 @@ def make_objective(**settings):
 
 def test_defaults_are_the_method():
     config = gdpo.Config(name="gdpo")
-    assert (config.num_points, config.epsilon, config.epsilon_high) == (3, 0.2, 0.2)
+    assert (config.num_points, config.epsilon, config.epsilon_high) == (3, 0.5, 0.5)
+    assert (config.masks, config.ratio) == ("counted", "token")
     assert (config.baseline, config.scale) == ("same_step", "none")
 
 
@@ -49,25 +50,47 @@ def test_number_of_views(num, tmp_path):
     assert canvases == asked <= 16 * num
 
 
-def test_views_mask_the_completion_at_the_points_of_the_quadrature():
+def test_independent_masks_hold_a_token_with_the_probability_of_their_point():
     num, trajectory = 4000, make_trajectory(lengths=(5,) * 4000)
-    views = views_of(make_objective(), trajectory, [1.0] * num)
+    views = views_of(make_objective(masks="independent"), trajectory, [1.0] * num)
     assert torch.equal(views.inputs[:, :, 2:] == MASK, views.scored | ~trajectory.completion_mask[:, None])
     assert torch.equal(views.weight != 0, views.scored.any(-1))
     share = views.scored[:, :, :5].double().mean((0, 2))
     assert share.tolist() == pytest.approx(POINTS[3][0], abs=0.01)
-    later = views_of(make_objective(), trajectory[:1], [1.0], iteration=1)
+    later = views_of(make_objective(masks="independent"), trajectory[:1], [1.0], iteration=1)
     assert not torch.equal(later.scored, views.scored[:1])
 
 
+def test_counted_masks_hold_a_share_of_the_tokens_and_each_as_often_as_the_others():
+    lengths = (6, 3, 1) * 2000
+    views = views_of(make_objective(), make_trajectory(lengths=lengths), [1.0] * 6000)
+    # 6 * 0.113 and 3 * 0.113 are less than 1, 3 * 0.5 is 1.5, 6 * 0.887 is 5.3.
+    counts = views.scored.sum(-1).unflatten(0, (2000, 3))
+    assert torch.equal(counts, torch.tensor([[1, 3, 5], [1, 1, 2], [1, 1, 1]]).expand(2000, 3, 3))
+    assert torch.equal(
+        views.inputs[:, :, 2:] == MASK,
+        views.scored | ~make_trajectory(lengths=lengths).completion_mask[:, None],
+    )
+    often = views.scored[::3].double().mean(0)
+    assert often.flatten().tolist() == pytest.approx([1 / 6] * 6 + [1 / 2] * 6 + [5 / 6] * 6, abs=0.05)
+
+
 @pytest.mark.parametrize("num", [2, 3])
-@pytest.mark.parametrize("settings", [{}, {"beta": 0.05}, {"epsilon": 0.01, "epsilon_high": 0.01}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"beta": 0.05, "masks": "independent"},
+        {"epsilon": 0.01, "epsilon_high": 0.01},
+        {"ratio": "completion", "epsilon": 0.2, "epsilon_high": 0.2},
+    ],
+)
 def test_loss_is_the_formula(settings, num):
     objective = make_objective(**settings, num_points=num)
     views = views_of(objective, make_trajectory(), ADVANTAGES, iteration=2)
     logp, old, ref = (made_up_logp(views, seed, 0.3) for seed in range(3))
     views = replace(views, old_token_logp=old.detach())
-    eps, beta = settings.get("epsilon", 0.2), settings.get("beta", 0.0)
+    eps, beta = settings.get("epsilon", 0.5), settings.get("beta", 0.0)
     total = torch.zeros((), dtype=DOUBLE)
     for i, n in enumerate([6, 3, 1]):
         if not views.scored[i].any():
@@ -81,10 +104,11 @@ def test_loss_is_the_formula(settings, num):
                         bound = bound + w / t * values[i, q, k]
             return bound
 
-        ratio = (elbo(logp) - elbo(old.detach())).exp()
+        gap, whole = elbo(logp) - elbo(old.detach()), settings.get("ratio") == "completion"
+        ratio = (gap if whole else gap / n).exp()
         surrogate = torch.minimum(ratio * ADVANTAGES[i], ratio.clamp(1 - eps, 1 + eps) * ADVANTAGES[i])
         kl = (elbo(logp) - elbo(ref.detach())) ** 2 / 2 / n
-        total = total + (-surrogate / n + beta * kl) / 3
+        total = total + (-surrogate / (n if whole else 1) + beta * kl) / 3
     reference = made_up_scores(ref.detach())
     output = check_against(objective, views, made_up_scores(logp), reference, total)
     assert output.metrics["loss/clip_fraction"][1] == float(views.scored.any(1).any(1).sum())
@@ -93,7 +117,7 @@ def test_loss_is_the_formula(settings, num):
 @pytest.mark.parametrize(("num", "exact"), [(1, False), (2, True), (3, True)])
 def test_bound_averages_to_the_mean_over_all_orders(num, exact):
     """Every mask of three tokens at every point, by its probability, through the objective's own bound."""
-    objective = make_objective(num_points=num)
+    objective = make_objective(num_points=num, masks="independent")
     generator = torch.Generator().manual_seed(3)
     table = {
         mask: torch.rand(3, generator=generator, dtype=DOUBLE) for mask in itertools.product([0, 1], repeat=3)
@@ -120,9 +144,10 @@ def test_bound_averages_to_the_mean_over_all_orders(num, exact):
     assert (total == pytest.approx(sum(orders) / 6, abs=1e-12)) == exact
 
 
-def test_before_the_first_update_the_gradient_is_that_of_espo():
-    # d rho = d ELBO, and both divide by the length.
-    objective = make_objective()
+@pytest.mark.parametrize("ratio", ["token", "completion"])
+def test_before_the_first_update_the_gradient_is_that_of_espo(ratio):
+    # d rho = d ELBO, and all divide by the length.
+    objective = make_objective(ratio=ratio)
     views = views_of(objective, make_trajectory(), ADVANTAGES)
     logp = made_up_logp(views, 0)
     output = objective.loss(made_up_scores(logp), None, views)
@@ -132,7 +157,9 @@ def test_before_the_first_update_the_gradient_is_that_of_espo():
     assert float(gradient[0, q, k]) == pytest.approx(-0.75 / 3 / 6 * w / t)
 
 
-@pytest.mark.parametrize("settings", [{"num_points": 0}, {"epsilon": 1.0}, {"kl": "exact"}, {"points": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"num_points": 0}, {"epsilon": 1.0}, {"kl": "exact"}, {"points": 2}, {"masks": "t"}]
+)
 def test_bad_settings(settings):
     with pytest.raises(ValidationError, match=next(iter(settings))):
         make_objective(**settings)
