@@ -54,8 +54,11 @@ def test_prompts_stay_whole_and_what_is_masked_is_scored_up_to_the_end():
         assert torch.equal(views.inputs[:, 0, 4:], torch.where(masked, MASK, trajectory.final))
         assert torch.equal(views.scored[:, 0], masked & trajectory.completion_mask)
         count = views.scored[:, 0].sum(1)
-        # One over the number of scored tokens; nothing without any.
-        assert views.weight[:, 0].tolist() == [1 / int(n) if n else 0.0 for n in count]
+        # One over the length, whatever was masked of it; nothing if nothing was.
+        length = trajectory.completion_mask.sum(1)
+        assert views.weight[:, 0].tolist() == [
+            1 / int(whole) if n else 0.0 for n, whole in zip(count, length, strict=True)
+        ]
         assert views.advantages[:, 0].tolist() == pytest.approx(ADVANTAGES)
 
 
@@ -99,7 +102,8 @@ def test_formula_as_a_loop(aggregation, beta, several_updates, iteration):
             for k in masked[i]:
                 before = old[i, 0, k] if several_updates else logp[i, 0, k].detach()
                 token = literal_token_loss(logp[i, 0, k], before, ref[i, 0, k], ADVANTAGES[i], 0.2, beta)
-                share = sum(map(len, masked)) if aggregation == "tokens" else 4 * len(masked[i])
+                length = int(trajectory.completion_mask[i].sum())
+                share = sum(map(len, masked)) if aggregation == "tokens" else 4 * length
                 total = total + token / share
         return total
 

@@ -4,10 +4,10 @@ A completion is masked at a rate t, the prompt stays whole, and the masked token
 
     log pi(o_k | q) ~ log f(o_k | q, o^t),   k in M, the masked tokens up to and including the end token
 
-For N completions o_i with ``A_i = (r_i - mean_j r_j) / std_j r_j`` over the group, and ``rho_ik`` the ratios
-to the policy before the updates on the same canvas,
+For N completions o_i of n_i tokens with ``A_i = (r_i - mean_j r_j) / std_j r_j`` over the group, and
+``rho_ik`` the ratios to the policy before the updates on the same canvas,
 
-    L = (1/N) sum_i (1/|M_i|) sum_{k in M_i} l_ik
+    L = (1/N) sum_i (1/n_i) sum_{k in M_i} l_ik
     l_ik = -min(rho_ik A_i, clip(rho_ik, 1 - eps, 1 + eps) A_i) + beta KL_ik
 
 Rates of the passes n = 0, 1, ... over a rollout batch are spread evenly over [0, 1] from a random start of
@@ -38,7 +38,8 @@ class Config(base.EstimateConfig):
         "std", description="std: divide advantages by the standard deviation of their group"
     )
     aggregation: Literal["tokens", "completions"] = Field(
-        "completions", description="mean over all masked tokens, or over completions of each one's mean"
+        "completions",
+        description="mean over all masked tokens, or over completions of each one's sum over its length",
     )
     mask_rates: Literal["spread", "random"] = Field(
         "spread", description="of a sample's passes: evenly spread from a random start, or each drawn anew"
@@ -62,11 +63,14 @@ class Objective(base.EstimateObjective):
         uniform = noise.uniform(trajectory.seeds, noise.VIEWS, 2 * iteration + 1, trajectory.final.shape[1])
         masked = uniform < self._rates(trajectory, iteration)[:, None]
         scored = masked & trajectory.completion_mask
+        weight = scored.any(1).double()
+        if self.config.aggregation == "completions":
+            weight = weight / trajectory.completion_mask.sum(1).clamp(min=1)
         return masked_views(
             trajectory,
             masked=masked[:, None],
             scored=scored[:, None],
-            weight=self.sample_weight(scored)[:, None],
+            weight=weight[:, None],
             advantages=advantages[:, 0],
         )
 
