@@ -225,7 +225,7 @@ def test_hooks_leave_their_records_as_they_are(name, case, policies):
     assert all(same(left, right) for left, right in zip(kept, (views, scores, reference), strict=True))
 
 
-HOLDING = ("gdsd", "tracerl")
+HOLDING = ("gdsd",)
 """Objectives that hold a completion of advantage 0 in place, and so evaluate it."""
 
 

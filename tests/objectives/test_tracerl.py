@@ -37,7 +37,7 @@ def literal_loss(case, config):
                     + config.beta_old * kl("k3", new, old)
                     + config.beta * kl(config.kl, new, reference)
                 )
-            if terms:
+            if terms and advantages[i] != 0:
                 slices.append(sum(terms) / len(terms))
     return sum(slices) / len(slices)
 
@@ -100,6 +100,17 @@ def test_slices(tiny_policy):
     assert not steps.mask[:, 1].all() and steps.mask[:, 1].any()
     assert objective.denominator(views) == float(steps.mask.sum())
     assert objective.num_views(case.sampler) == 2
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_completions_without_an_advantage_are_left_out_of_everything(tiny_policy, beta):
+    case, objective = make_case(tiny_policy), make_objective(steps_per_slice=2, beta=beta, beta_old=0.5)
+    steps = objective.select(case.trajectory, torch.zeros_like(case.trajectory.entropy))
+    advantages = torch.ones_like(case.trajectory.entropy)
+    advantages[1:] = 0
+    views = objective.views(case.trajectory, steps, advantages, 0)
+    assert torch.equal(objective.active(views).any(1).nonzero(), torch.tensor([[0]]))
+    assert objective.denominator(views) == float(steps.mask[0].sum())
 
 
 def test_updates_may_share_out_slices(tiny_policy):

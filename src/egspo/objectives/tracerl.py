@@ -8,15 +8,16 @@ tokens of the completion that slice S revealed, and s_S the state before its fir
             + beta_old KL_j(pi || pi_old) + beta KL_j(pi || reference) ]
     rho_j = pi(o_j | s_S) / pi_old(o_j | s_S)        A_i = (r_i - mean r) / std r over the group
 
-#S counts the slices of the whole batch that reveal something of their completion; log-probabilities are
-untempered. With s = 1 every token is scored on the canvas on which it was drawn. The value model that the
-paper adds for some of its runs is not part of this.
+#S counts the slices of the whole batch that reveal something of their completion, of completions with an
+advantage; the others are left out altogether. Log-probabilities are untempered. With s = 1 every token is
+scored on the canvas on which it was drawn. The value model that the paper adds for some of its runs is not
+part of this.
 """
 
 from dataclasses import replace
 from typing import Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -49,20 +50,18 @@ class Objective(ClipObjective, SliceObjective):
         self, trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"], iteration: int
     ) -> Views:
         views = self.slices(trajectory, steps, advantages)
-        return replace(views, weight=views.weight / views.scored.sum(-1).clamp(min=1))
+        weight = views.weight * (views.advantages != 0) / views.scored.sum(-1).clamp(min=1)
+        return replace(views, weight=weight)
 
     def denominator(self, views: Views) -> float:
-        """The number of slices."""
+        """The number of slices that are trained on."""
         return max(float((views.weight != 0).sum()), SMALLEST_COUNT)
-
-    def active(self, views: Views) -> Bool[Tensor, "batch views"]:
-        return (views.weight != 0) & ((views.advantages != 0) | (self.config.beta + self.config.beta_old > 0))
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         output = super().loss(scores, reference, views)
         old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
         each = (kl_estimate("k3", scores.token_logp, old) * views.scored).sum(-1)
-        loss = output.loss + self.config.beta_old * (views.weight * each).sum()
-        seen = views.weight != 0
+        seen = (views.weight != 0) & (views.advantages != 0)
+        loss = output.loss + self.config.beta_old * (views.weight * each * seen).sum()
         moved = (float((each.detach() * seen).sum()), float(seen.sum()))
         return LossOutput(loss, {**output.metrics, "loss/kl_old": moved})
