@@ -58,7 +58,11 @@ def literal_loss(case, config):
     samples, length = len(case.trajectory.final), case.sampler.max_completion_length
     for i in range(samples):
         group = advantages[i // GROUP * GROUP : i // GROUP * GROUP + GROUP]
-        size = [sum(abs(row[t]) for row in group) for t in range(len(group[0]))]
+        last = [case.last_step(j) for j in range(i // GROUP * GROUP, i // GROUP * GROUP + GROUP)]
+        size = [
+            sum(abs(row[t]) for row, end in zip(group, last, strict=True) if t <= end)
+            for t in range(len(group[0]))
+        ]
         chosen = sorted(range(len(size)), key=lambda t: -size[t])[: config.num_selected_steps]
         for step in chosen:
             if step > case.last_step(i):
@@ -66,7 +70,7 @@ def literal_loss(case, config):
             at = case.trajectory.reveal_step[i].tolist()
             places = [k for k in range(length) if at[k] == step]
             masked = sum(k >= step for k in at)
-            weight = (length / masked if config.masked_weight else 1.0) / len(places) / samples
+            weight = length / masked if config.masked_weight else 1.0
             for place in places:
                 new, old, reference = (
                     case.logp(who, i, step, place, case.sampler.temperature)
@@ -75,7 +79,8 @@ def literal_loss(case, config):
                 ratio = surrogate(
                     new - old.detach(), advantages[i][step], config.epsilon, config.epsilon_high
                 )
-                total = total + weight * (ratio + config.beta * kl(config.kl, new, reference))
+                term = weight * ratio + config.beta * kl(config.kl, new, reference)
+                total = total + term / len(places) / samples
     return total
 
 
@@ -128,6 +133,13 @@ def test_after_the_end_a_step_is_worth_the_completion():
     found = make_objective(num_selected_steps=3).advantages(rewards)
     wanted = literal_advantages([[0.2, 0.4, 0.1, 1.0], [0.2, 0.6, 0.6, 0.6]], 2)
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=DOUBLE), **EXACT)
+
+
+def test_steps_are_ranked_by_those_that_can_be_trained_on():
+    # Both texts end at step 0; R of the first is (1 - 1.5) + 1 there and 1 at the steps behind it.
+    rewards = make_rewards([[1.5, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]], [1, 1])
+    found = make_objective(num_selected_steps=1).advantages(rewards)
+    assert found.abs().gt(0).tolist() == [[True, False, False]] * 2
 
 
 def test_groups_choose_their_own_steps():

@@ -8,11 +8,11 @@ came after it,
     R_{T-1} = (r_{T-1} - r_{T-2}) + r_{T-1}
     A_t = (R_t - mean R_t) / std R_t over the group, at the same t
 
-A group trains on the K steps S with the largest sum over its members of |A_t|. With o_t the tokens that step
-t revealed on its canvas s_t, of whose L positions m_t are masked,
+A group trains on the K steps S with the largest sum of |A_t|, over its members that still have text to
+reveal. With o_t the tokens that step t revealed on its canvas s_t, of whose L positions m_t are masked,
 
-    loss = (1/N) sum_i sum_{t in S} (L / m_t) (1 / |o_t|) sum_{j in o_t} [
-               -min(rho_j A_t, clip(rho_j, 1 - eps, 1 + eps_high) A_t) + beta KL_j ]
+    loss = (1/N) sum_i sum_{t in S} (1 / |o_t|) sum_{j in o_t} [
+               -(L / m_t) min(rho_j A_t, clip(rho_j, 1 - eps, 1 + eps_high) A_t) + beta KL_j ]
     rho_j = pi(o_j | s_t) / pi_old(o_j | s_t)
 
 Log-probabilities are of the distribution that was sampled.
@@ -38,6 +38,9 @@ class Config(ClipConfig):
 
     num_selected_steps: int = Field(8, ge=1, description="K, steps trained on per group")
     masked_weight: bool = Field(True, description="weigh a step by L / m_t, as the diffusion loss does")
+    beta: float = Field(
+        0.02, ge=0, description="KL coefficient; 0 costs nothing, not even a reference policy"
+    )
     kl: TokenKL = "k2"
 
 
@@ -82,7 +85,8 @@ class Objective(ClipObjective):
         returns, group = progress_returns(values), rewards.num_generations
         compared = torch.ones_like(returns, dtype=torch.bool)
         advantages = subtract_baseline(returns, compared, group, "same_step") / group_spread(returns, group)
-        size = advantages.abs().unflatten(0, (-1, group)).sum(1)
+        informative = torch.zeros_like(returns).scatter_add(1, known.index, known.mask.double())
+        size = (advantages.abs() * informative).unflatten(0, (-1, group)).sum(1)
         best = size.argsort(dim=1, descending=True, stable=True)[:, : self.config.num_selected_steps]
         trained = torch.zeros_like(size).scatter(1, best, 1.0)
         return advantages * trained.repeat_interleave(group, dim=0)
@@ -95,8 +99,9 @@ class Objective(ClipObjective):
         self, trajectory: Trajectory, steps: Steps, advantages: Float[Tensor, "batch steps"], iteration: int
     ) -> Views:
         views = step_views(trajectory, steps, advantages)
-        weight = views.weight / views.scored.sum(-1).clamp(min=1)
-        if self.config.masked_weight:
-            masked = (trajectory.reveal_step[:, None] >= steps.index[:, :, None]).sum(-1)
-            weight = weight * trajectory.final.shape[1] / masked
-        return replace(views, weight=weight)
+        views = replace(views, weight=views.weight / views.scored.sum(-1).clamp(min=1))
+        if not self.config.masked_weight:
+            return views
+        masked = (trajectory.reveal_step[:, None] >= steps.index[:, :, None]).sum(-1)
+        # At the advantage, which the surrogate is proportional to and the KL term is not.
+        return replace(views, advantages=views.advantages * trajectory.final.shape[1] / masked)
