@@ -37,7 +37,7 @@ def make_objective(**settings):
 def test_defaults_are_the_method():
     config = gdpo.Config(name="gdpo")
     assert (config.num_points, config.epsilon, config.epsilon_high) == (3, 0.5, 0.5)
-    assert (config.masks, config.ratio) == ("counted", "token")
+    assert (config.masks, config.ratio) == ("independent", "token")
     assert (config.baseline, config.scale) == ("same_step", "none")
 
 
@@ -52,18 +52,18 @@ def test_number_of_views(num, tmp_path):
 
 def test_independent_masks_hold_a_token_with_the_probability_of_their_point():
     num, trajectory = 4000, make_trajectory(lengths=(5,) * 4000)
-    views = views_of(make_objective(masks="independent"), trajectory, [1.0] * num)
+    views = views_of(make_objective(), trajectory, [1.0] * num)
     assert torch.equal(views.inputs[:, :, 2:] == MASK, views.scored | ~trajectory.completion_mask[:, None])
     assert torch.equal(views.weight != 0, views.scored.any(-1))
     share = views.scored[:, :, :5].double().mean((0, 2))
     assert share.tolist() == pytest.approx(POINTS[3][0], abs=0.01)
-    later = views_of(make_objective(masks="independent"), trajectory[:1], [1.0], iteration=1)
+    later = views_of(make_objective(), trajectory[:1], [1.0], iteration=1)
     assert not torch.equal(later.scored, views.scored[:1])
 
 
 def test_counted_masks_hold_a_share_of_the_tokens_and_each_as_often_as_the_others():
     lengths = (6, 3, 1) * 2000
-    views = views_of(make_objective(), make_trajectory(lengths=lengths), [1.0] * 6000)
+    views = views_of(make_objective(masks="counted"), make_trajectory(lengths=lengths), [1.0] * 6000)
     # 6 * 0.113 and 3 * 0.113 are less than 1, 3 * 0.5 is 1.5, 6 * 0.887 is 5.3.
     counts = views.scored.sum(-1).unflatten(0, (2000, 3))
     assert torch.equal(counts, torch.tensor([[1, 3, 5], [1, 1, 2], [1, 1, 1]]).expand(2000, 3, 3))
@@ -80,7 +80,7 @@ def test_counted_masks_hold_a_share_of_the_tokens_and_each_as_often_as_the_other
     "settings",
     [
         {},
-        {"beta": 0.05, "masks": "independent"},
+        {"beta": 0.05, "masks": "counted"},
         {"epsilon": 0.01, "epsilon_high": 0.01},
         {"ratio": "completion", "epsilon": 0.2, "epsilon_high": 0.2},
     ],
@@ -117,7 +117,7 @@ def test_loss_is_the_formula(settings, num):
 @pytest.mark.parametrize(("num", "exact"), [(1, False), (2, True), (3, True)])
 def test_bound_averages_to_the_mean_over_all_orders(num, exact):
     """Every mask of three tokens at every point, by its probability, through the objective's own bound."""
-    objective = make_objective(num_points=num, masks="independent")
+    objective = make_objective(num_points=num)
     generator = torch.Generator().manual_seed(3)
     table = {
         mask: torch.rand(3, generator=generator, dtype=DOUBLE) for mask in itertools.product([0, 1], repeat=3)

@@ -7,11 +7,12 @@ on [0, 1],
     rho_i = exp((ELBO_i - ELBO_i,old) / n_i)          KL_i = (ELBO_i - ELBO_i,ref)^2 / (2 n_i)
     ELBO_i = sum_q (w_q / t_q) sum_{k in S_iq} log p_iq(k)
 
-S_iq holds ``max(1, floor(t_q n_i))`` of the completion's tokens, or each with probability t_q on its own.
-Most of the variance of an ELBO estimate comes from a random t: at fixed points only the masks are random
-(semi-deterministic Monte Carlo). With independent masks Gauss-Legendre's Q points are exact in the mean for
-completions of up to 2 Q tokens, where the integrand is a polynomial of degree n - 1 < 2 Q
-(`egspo.ops.bounds`); counted masks vary less and are off by what the floor cuts away.
+S_iq holds each of the completion's tokens with probability t_q on its own, or ``max(1, floor(t_q n_i))`` of
+them. Most of the variance of an ELBO estimate comes from a random t: at fixed points only the masks are
+random (semi-deterministic Monte Carlo). With independent masks Gauss-Legendre's Q points are exact in the
+mean for completions of up to 2 Q tokens, where the integrand is a polynomial of degree n - 1 < 2 Q
+(`egspo.ops.bounds`); counted masks vary less, but are off by what the floor cuts away, and no completion is
+ever masked whole: of a short one too much is always shown.
 """
 
 from typing import Literal
@@ -33,7 +34,7 @@ class Config(base.SequenceConfig):
 
     num_points: int = Field(3, ge=1, description="Q, points of the Gauss-Legendre quadrature over time")
     masks: Literal["counted", "independent"] = Field(
-        "counted", description="t n tokens of n, rounded down, at least one; or each with probability t"
+        "independent", description="each token with probability t; or t n of n, rounded down, at least one"
     )
     ratio: Literal["token", "completion"] = Field(
         "token", description="of a token, in the geometric mean; or of the whole completion, divided by n"
