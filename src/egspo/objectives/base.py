@@ -267,13 +267,13 @@ class EstimateConfig(ClipConfig, SequenceConfig):
 class EstimateObjective(ClipObjective, SequenceObjective):
     """GRPO (arXiv 2402.03300) on estimates of a completion's log-probabilities, token by token.
 
-    For the scored tokens k of N completions o_i, with ``rho = exp(logp - old)`` of the estimates,
+    For the scored tokens k of N completions o_i of n_i tokens, and ``rho = exp(logp - old)`` of estimates,
 
         L = (1/D) sum_i w_i sum_k [ -min(rho_ik A_i, clip(rho_ik, 1 - eps, 1 + eps_high) A_i) + beta KL_ik ]
 
-    ``aggregation = tokens``: w_i = 1, D the number of scored tokens; ``completions``: w_i = 1 / (scored
-    tokens of o_i), D = N. A subclass draws the views, weighs each sample's first one by `sample_weight`, and
-    says in `estimate` what its views make of a token.
+    ``aggregation = tokens``: w_i = 1, D the number of scored tokens; ``completions``: w_i = 1 / n_i,
+    D = N. A subclass draws the views, weighs each sample's first one by `sample_weight`, and says in
+    `estimate` what its views make of a token.
     """
 
     config: EstimateConfig
@@ -284,9 +284,9 @@ class EstimateObjective(ClipObjective, SequenceObjective):
         """A completion's log-probabilities from those on its views; default: those on its only one."""
         return token_logp[:, 0]
 
-    def sample_weight(self, scored: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
-        """w_i; 0 where nothing is scored."""
-        count = scored.sum(1)
+    def sample_weight(self, tokens: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch"]:
+        """w_i, from the places of o_i's tokens; 0 without any."""
+        count = tokens.sum(1)
         if self.config.aggregation == "tokens":
             return (count > 0).double()
         return torch.where(count > 0, 1 / count.double(), 0.0)

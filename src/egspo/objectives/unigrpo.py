@@ -63,9 +63,7 @@ class Objective(base.EstimateObjective):
         uniform = noise.uniform(trajectory.seeds, noise.VIEWS, 2 * iteration + 1, trajectory.final.shape[1])
         masked = uniform < self._rates(trajectory, iteration)[:, None]
         scored = masked & trajectory.completion_mask
-        weight = scored.any(1).double()
-        if self.config.aggregation == "completions":
-            weight = weight / trajectory.completion_mask.sum(1).clamp(min=1)
+        weight = self.sample_weight(trajectory.completion_mask) * scored.any(1)
         return masked_views(
             trajectory,
             masked=masked[:, None],
