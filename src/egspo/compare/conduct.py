@@ -7,6 +7,7 @@ from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan, Run
 from egspo.compare.results import Results
 from egspo.compare.search import Trial, finished, num_trials, search
+from egspo.compare.speed import slowdown
 from egspo.compare.summary import summarise, table
 
 
@@ -21,7 +22,8 @@ def compare(
 ) -> str:
     """Make every search and run that ``folder`` lacks; returns the table.
 
-    An interrupted comparison goes on, and a later one with further methods or seeds adds to it.
+    An interrupted comparison goes on, and a later one with further methods or seeds adds to it; budgets in
+    seconds are those of the machine that began it.
 
     Raises:
         ValueError: if the folder holds a comparison with other settings.
@@ -29,7 +31,12 @@ def compare(
     """
     results, jobs = Results(folder), Jobs(at_once)
     results.open(plan)
-    commands = results.commands(command)
+    measured = None
+    if plan.config.seconds and num_runs(plan, seeds, folder):
+        progress(0, "the speed of this machine")
+        measured = slowdown(plan, results, against, jobs)
+        jobs.slowdown = measured or 1.0
+    commands = results.commands(command, measured)
     count = 0
 
     def done(run: Run) -> None:

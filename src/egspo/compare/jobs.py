@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 
@@ -27,10 +27,13 @@ ENVIRONMENT = {
 
 
 class Jobs:
-    """Runs processes, ``at_once`` at a time; each result is told as it comes."""
+    """Runs processes, ``at_once`` at a time; each result is told as it comes.
+
+    ``slowdown``: of this machine (`egspo.compare.speed`), told to every run.
+    """
 
     def __init__(self, at_once: int):
-        self.at_once = at_once
+        self.at_once, self.slowdown = at_once, 1.0
         self._running: set[subprocess.Popen] = set()
         self._lock, self._stopping = Lock(), False
 
@@ -53,7 +56,9 @@ class Jobs:
     def _one(self, run: Run, done: Callable[[Run], None]) -> None:
         folder = Path(run.settings["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "run.json", json.dumps(asdict(run), indent=2) + "\n")
+        write_whole(
+            folder / "run.json", json.dumps(asdict(replace(run, slowdown=self.slowdown)), indent=2) + "\n"
+        )
         (folder / DIVERGED).unlink(missing_ok=True)
         command = [sys.executable, "-m", "egspo.compare.worker", str(folder)]
         with (folder / "output.log").open("w", encoding="utf-8") as log:

@@ -1,5 +1,6 @@
 """What a comparison runs: methods over one base configuration, budgets, and one search for all."""
 
+import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,8 @@ class Run:
     """It goes on until it has spent all of these: ``samples`` drawn, ``seconds`` of training."""
     marks: dict[str, list[int | float]]
     """By kind of budget, where it is evaluated besides."""
+    slowdown: float = 1.0
+    """Seconds of this machine for one of those that are recorded (`egspo.compare.speed`)."""
 
 
 def marks_of(limit: int | float) -> list[int | float]:
@@ -147,6 +150,12 @@ class Plan:
         }
         limits = self._limits(rung, kinds)
         return self._run(label, candidate, self.config.search_seed, folder, "validation", limits, marks)
+
+    def of(self, label: str, settings: dict[str, Any]) -> "Plan":
+        """The plan for one method only, with settings that it had in an earlier plan."""
+        plan = copy.copy(self)
+        plan.methods = {label: settings}
+        return plan
 
     def candidates(self, label: str) -> list[Values]:
         """What the search tries for a method: every combination of its values."""

@@ -20,6 +20,9 @@ from egspo.compare.search import Trial
 from egspo.compare.worker import read_curve
 from egspo.tracking import differences, write_whole
 
+SLOWDOWN = "  # seconds / "
+"""Between a command and what the seconds of its machine were divided by (`egspo.compare.speed`)."""
+
 
 class Results:
     """Reads and writes the folder of a comparison."""
@@ -75,6 +78,10 @@ class Results:
     def labels(self) -> list[str]:
         return list(self.plan.get("methods", {}))
 
+    def settings(self, label: str) -> dict[str, Any]:
+        """A method's own, over the base."""
+        return self.plan["methods"][label]["settings"]
+
     def chosen(self, label: str) -> list[Trial]:
         """What the search chose for a method, for one budget or another; nothing before it."""
         return [trial for trial in self.trials if trial.label == label and trial.chosen]
@@ -102,10 +109,13 @@ class Results:
         files = self._curve_file(trial, 0).parent.glob("seed-*.jsonl")
         return {seed: read_curve(file) for seed, file in sorted((_seed(file), file) for file in files)}
 
-    def commands(self, command: str) -> list[str]:
-        """Commands that the folder is made by, in order; ``command`` the last of them."""
+    def commands(self, command: str, slowdown: float | None) -> list[str]:
+        """Commands that the folder is made by, in order, ``command`` the last; each with the slowdown of its
+        machine where that was measured."""
         earlier = self._read("comparison.json", {}).get("commands", [])
-        return [*(other for other in earlier if other != command), command]
+        known = {told.split(SLOWDOWN)[0]: told for told in earlier}
+        told = known.pop(command, command)
+        return [*known.values(), told if slowdown is None else f"{command}{SLOWDOWN}{slowdown:.2f}"]
 
     def write(self, comparison: dict[str, Any], table: str) -> None:
         self._write("comparison.json", comparison)

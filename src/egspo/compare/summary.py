@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from egspo.compare.results import Results
+from egspo.compare.results import SLOWDOWN, Results
 from egspo.compare.worker import unpack
 from egspo.ops.intervals import student_interval
 from egspo.ops.paired import bootstrap_interval, holm, paired_p
@@ -133,6 +133,12 @@ def table(comparison: dict[str, Any], title: str) -> str:
         "the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm over the finalists, which "
         "are the methods with the most seeds.",
     ]
+    if any(SLOWDOWN in command for command in comparison["commands"]):
+        lines[-1] += (
+            f" Seconds are those of the machine of the first command; after `{SLOWDOWN.strip()}` stands how "
+            "many times as long another took for what the folder held already, by which its seconds are "
+            "divided."
+        )
     for kind, rows in budgets.items():
         lines += [
             "",

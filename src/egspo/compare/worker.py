@@ -28,7 +28,7 @@ class Recorder:
     """A callback that evaluates the policy as it learns, and ends the run once its budgets are spent.
 
     ``seconds`` counts what training costs: processor time of this process on a CPU, wall-clock time where a
-    GPU works beside it; evaluation is left out of it.
+    GPU works beside it; evaluation is left out of it. They are made those of the comparison's first machine.
     """
 
     def __init__(self, run: Run, config: RLRun, folder: Path):
@@ -49,8 +49,8 @@ class Recorder:
     def __call__(self, trainer: Trainer, row: dict[str, Any]) -> None:
         if not self.started:
             self._rewind(row["step"])
-        before, seconds = self.spent, self.spent["seconds"] + self.clock() - self.last
-        self.spent = {"samples": row["samples"], "seconds": seconds}
+        before, seconds = self.spent, (self.clock() - self.last) / self.run.slowdown
+        self.spent = {"samples": row["samples"], "seconds": before["seconds"] + seconds}
         for key, value in row.items():
             if key not in CUMULATIVE and value is not None:
                 self.sums[key].append(value)
