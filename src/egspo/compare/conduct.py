@@ -29,10 +29,10 @@ def compare(
         ValueError: if the folder holds a comparison with other settings.
         RunFailed: if a run fails.
     """
-    results, jobs = Results(folder), Jobs(at_once)
+    results, total = Results(folder), num_runs(plan, seeds, folder)
     results.open(plan)
-    measured = None
-    if plan.config.seconds and num_runs(plan, seeds, folder):
+    jobs, measured = Jobs(max(1, min(at_once, total))), None
+    if plan.config.seconds and total and results.trials:
         progress(0, "the speed of this machine")
         measured = slowdown(plan, results, against, jobs)
         jobs.slowdown = measured or 1.0
