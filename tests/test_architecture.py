@@ -201,6 +201,13 @@ def test_the_package_itself_loads_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+def test_training_loads_peft_for_adapters_only():
+    """It takes a second or two, at every start."""
+    code = "import sys, egspo.trainer, egspo.memory; print('peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_nobody_seeds_globally():
     """``torch.manual_seed`` only between the leaves of ``torch.random.fork_rng``."""
     wrong = {place for place, name, _ in calls() if name.endswith("manual_seed")}

@@ -9,14 +9,13 @@ import weakref
 from collections.abc import Callable, Iterable
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from egspo.models import tiny
-from egspo.models.adapters import adapt, adapter_folder
+from egspo.models.adapters import adapt, adapt_shape, has_adapter
 from egspo.models.family import Family, family_of
 from egspo.policy import Policy, read_config
 from egspo.sections import ModelConfig
@@ -63,7 +62,7 @@ class ShapePolicy(Policy):
         self.suppressed = (0,)
         self.mask_token_id = 0
         # A pass of the reference costs the same, be it a copy or the model with its adapter off.
-        self._reference = None if isinstance(model, PeftModel) else model
+        self._reference = None if has_adapter(model) else model
         self.model.eval()
 
     def logits(self, input_ids, attention_mask=None, positions=None, *others):
@@ -81,12 +80,8 @@ def build_shape(config: ModelConfig, max_number_token: int | None = None) -> Sha
         model, family = _bare(config, max_number_token)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        if config.adapter is None:
-            model = adapt(model, config, family)
-        else:
-            lora = LoraConfig.from_pretrained(str(adapter_folder(config.adapter)))
-            lora.task_type, lora.inference_mode = None, False
-            model = get_peft_model(model, lora)
+        name = config.adapter
+        model = adapt(model, config, family) if name is None else adapt_shape(model, name)
     return ShapePolicy(model, family, torch.bfloat16 if config.bf16 else None)
 
 

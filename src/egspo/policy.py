@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from egspo.config import ModelConfig, RLRun, parse_section
 from egspo.models import source, tiny
 from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
-from egspo.models.adapters import adapt, adapter_folder
+from egspo.models.adapters import adapt, adapter_folder, has_adapter
 from egspo.models.family import Family, family_of
 from egspo.models.layers import KVCache
 from egspo.models.tokenizers import load_tokenizer, save_tokenizer
@@ -97,15 +96,15 @@ class Policy:
                 frozen.model = self._reference
                 yield frozen
                 return
-            adapted = _find_peft(self.model)
-            if adapted is None:
+            model = unwrap(self.model)
+            if not has_adapter(model):
                 raise RuntimeError("no reference policy: call freeze_reference before training")
-            with adapted.disable_adapter():
+            with model.disable_adapter():
                 yield self
 
     def freeze_reference(self) -> None:
         """Keep today's weights as the reference; nothing to do where an adapter can be switched off."""
-        if _find_peft(self.model) is None:
+        if not has_adapter(unwrap(self.model)):
             self._reference = copy.deepcopy(unwrap(self.model)).requires_grad_(False).eval()
 
     def encode_prompts(self, prompts: Sequence[str | Sequence[dict[str, str]]]) -> list[list[int]]:
@@ -150,8 +149,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Weights or adapter in the Hugging Face layout, with the tokenizer."""
         # PEFT would compare vocabularies with the base's, on the hub if need be; no token is ever added here.
-        only = {"save_embedding_layers": False} if _find_peft(self.model) else {}
-        unwrap(self.model).save_pretrained(folder, **only)
+        model = unwrap(self.model)
+        only = {"save_embedding_layers": False} if has_adapter(model) else {}
+        model.save_pretrained(folder, **only)
         save_tokenizer(self.tokenizer, folder)
 
 
@@ -283,11 +283,6 @@ def _base_of(folder: Path) -> str:
             f"this folder by --adapter ({_first_line(error)})"
         ) from None
     return str(base)
-
-
-def _find_peft(model: nn.Module) -> PeftModel | None:
-    inner = unwrap(model)
-    return inner if isinstance(inner, PeftModel) else None
 
 
 def _mask_token_id(config, tokenizer: PreTrainedTokenizerBase, family: Family) -> int:

@@ -1,8 +1,11 @@
-"""LoRA adapters in PEFT's layout: put a fresh one on a model, or a saved one."""
+"""LoRA adapters in PEFT's layout: put a fresh one on a model, or a saved one.
 
+PEFT takes a second or two to import, and most runs of small models need none of it.
+"""
+
+import sys
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from egspo.models.family import Family
@@ -37,13 +40,38 @@ def adapter_folder(name: str) -> Path:
     return folder
 
 
-def _saved(model: nn.Module, name: str) -> PeftModel:
+def has_adapter(model: nn.Module) -> bool:
+    """Whether PEFT wraps the model; whoever wraps one has imported it."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def adapt_shape(model: nn.Module, name: str) -> nn.Module:
+    """The model with a fresh adapter of a saved one's shape: only the settings are read.
+
+    Raises:
+        ValueError: if there is no such adapter.
+    """
+    from peft import get_peft_model
+
+    return get_peft_model(model, _settings(adapter_folder(name)))
+
+
+def _settings(folder: Path):
+    from peft import LoraConfig
+
+    config = LoraConfig.from_pretrained(str(folder))
+    # A task type would only add a generation interface that a diffusion model has no use for.
+    config.task_type, config.inference_mode = None, False
+    return config
+
+
+def _saved(model: nn.Module, name: str) -> nn.Module:
+    from peft import PeftModel
+
     folder = adapter_folder(name)
     try:
-        config = LoraConfig.from_pretrained(str(folder))
-        # A task type would only add a generation interface that a diffusion model has no use for.
-        config.task_type, config.inference_mode = None, False
-        adapted = PeftModel(model, config)
+        adapted = PeftModel(model, _settings(folder))
         found = adapted.load_adapter(str(folder), "default", is_trainable=True)
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise _misfit(name, " ".join(str(error).split())) from None
@@ -58,7 +86,9 @@ def _misfit(name: str, reason: str) -> ValueError:
     return ValueError(f"model.adapter: {name!r} does not fit the model ({reason[:200]})")
 
 
-def _fresh(model: nn.Module, config: ModelConfig, family: Family) -> PeftModel:
+def _fresh(model: nn.Module, config: ModelConfig, family: Family) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
     targets = list(config.lora_target_modules or family.lora_targets)
     names = {
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
