@@ -1,13 +1,15 @@
 """How fast a machine is beside the one on which the folder of a comparison was begun.
 
 Budgets in seconds mean nothing across machines, and a folder grows on several. So before runs are added, the
-first iterations of a run that is kept are made again, as many at a time as there will be runs; seconds of
-this machine are divided by how much longer they took.
+first iterations of runs that are kept are made again, as many at a time as there will be runs; seconds of
+this machine are divided by how much longer they took than the kept ones on the mean.
 """
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 from egspo.compare import RunFailed
 from egspo.compare.jobs import Jobs
@@ -20,36 +22,38 @@ def slowdown(plan: Plan, results: Results, against: str, jobs: Jobs) -> float | 
     """Seconds here for one of the folder's seconds; None if it has no run yet.
 
     Raises:
-        RunFailed: if the run that is made again fails.
+        RunFailed: if a run that is made again fails.
     """
+    place = results.work / "speed"
     labels = [against, *(label for label in results.labels if label != against)]
-    kept = next((run for label in labels if (run := _kept(plan, results, label))), None)
-    if kept is None:
+    found = next((kept for label in labels if (kept := _kept(plan, results, label, place))), None)
+    if found is None:
         return None
-    run, seconds = kept
-    places = [Path(run.settings["output_dir"]) / str(i) for i in range(jobs.at_once)]
+    runs, seconds = found
+    again = [
+        replace(run, settings=run.settings | {"output_dir": str(place / str(i))})
+        for i, run in enumerate(itertools.islice(itertools.cycle(runs), jobs.at_once))
+    ]
     try:
-        jobs.run([replace(run, settings=run.settings | {"output_dir": str(p)}) for p in places], _nothing)
-        ends = [read_curve(place / "curve.jsonl")[-1] for place in places]
+        jobs.run(again, lambda run: None)
+        ends = [(run, read_curve(place / str(i) / "curve.jsonl")[-1]) for i, run in enumerate(again)]
     finally:
-        shutil.rmtree(run.settings["output_dir"], ignore_errors=True)
-    if any(end["samples"] < run.limits["samples"] for end in ends):
-        raise RunFailed(
-            f"{run.label}: a run of it that is kept in {results.folder} diverges here at its beginning"
-        )
-    return sum(end["seconds"] for end in ends) / len(ends) / seconds
+        shutil.rmtree(place, ignore_errors=True)
+    for run, end in ends:
+        if end["samples"] < run.limits["samples"]:
+            raise RunFailed(f"{run.label}: a run that {results.folder} holds diverges here at its beginning")
+    return mean(end["seconds"] for _, end in ends) / seconds
 
 
-def _kept(plan: Plan, results: Results, label: str) -> tuple[Run, float] | None:
-    """The first interval between evaluations of a kept run of a method, and its seconds there."""
+def _kept(plan: Plan, results: Results, label: str, place: Path) -> tuple[list[Run], float] | None:
+    """The kept runs of a method to their first evaluation, a seed each, and the mean seconds they took."""
     for trial in results.chosen(label):
-        for seed, points in results.curves(trial).items():
-            if len(points) > 1 and points[1]["seconds"] > 0:
-                place, made = results.work / "speed", plan.of(label, results.settings(label))
-                run = made.final(label, trial.settings, seed, place, ["samples"])
-                return replace(run, limits={"samples": points[1]["samples"]}, marks={}), points[1]["seconds"]
+        second = {seed: points[1] for seed, points in results.curves(trial).items() if len(points) > 1}
+        if not second:
+            continue
+        samples = min(point["samples"] for point in second.values())
+        seconds = {seed: point["seconds"] for seed, point in second.items() if point["samples"] == samples}
+        made = plan.of(label, results.settings(label))
+        runs = [made.final(label, trial.settings, seed, place, ["samples"]) for seed in seconds]
+        return [replace(run, limits={"samples": samples}, marks={}) for run in runs], mean(seconds.values())
     return None
-
-
-def _nothing(run: Run) -> None:
-    pass
