@@ -35,7 +35,7 @@ LAYERS = (
     ("models", "policy"),
     ("likelihood", "proxies", "denoising", "rollout", "rewards"),
     ("checkpoint", "tracking", "data", "metrics", "optim", "settings", "sharing", "replay"),
-    ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish"),
+    ("answerlog", "evaluation", "elbo", "harness", "grading", "trace", "card", "publish", "seen"),
     ("sft", "trainer"),
     ("compare",),
     ("report",),

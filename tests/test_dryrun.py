@@ -100,6 +100,13 @@ def test_what_is_replayed_is_counted_and_not_what_was_rolled_out():
     assert found["training"] == "at most 72 passes forward and back an iteration"
 
 
+def test_problems_that_the_model_has_seen_are_told():
+    """`tiny:sudoku-sft` was trained on problems of task seed 0."""
+    settings = ["train", "sudoku/task", "sudoku/rl", "model.model_name_or_path=tiny:sudoku-sft"]
+    assert "note" not in told(*settings)
+    assert "test problems before (task.seed: 0 then, 5 now)" in told(*settings, "task.seed=5")["note"]
+
+
 def test_sft_too(tmp_path: Path):
     found = told("sft", "sudoku/task", "sudoku/sft", f"output_dir={tmp_path / 'run'}", "task.num_train=30")
     assert found["task"] == "sudoku: 30 train, 500 validation"

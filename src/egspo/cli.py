@@ -16,9 +16,11 @@ from egspo.console import (
     check_writable,
     completions,
     evaluate_and_show,
-    limit_threads,
-    quiet,
+    open_model,
+    open_run,
     ranks,
+    read_run,
+    say,
     show_evaluations,
     walk_through,
 )
@@ -65,15 +67,15 @@ def sft(settings: Settings, dry_run: DryRun = False) -> None:
     from egspo.config import SFTRun
 
     if dry_run:
-        return walk_through(_read(SFTRun, settings))
+        return walk_through(read_run(SFTRun, settings))
     from egspo.compose import recipes
     from egspo.sft import SFTTrainer
 
-    policy, task, config = _open(SFTRun, settings)
+    policy, task, config = open_run(SFTRun, settings)
     folder = SFTTrainer(policy, task, config).train()
     name = config.task.name if config.task else ""
     recipe = f"{name}/task {name}/rl" if f"{name}/rl" in recipes() else "CONFIG.yaml"
-    _say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}", config)
+    say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}", config)
 
 
 @app.command()
@@ -85,13 +87,13 @@ def train(settings: Settings, dry_run: DryRun = False) -> None:
     from egspo.config import RLRun
 
     if dry_run:
-        return walk_through(_read(RLRun, settings))
+        return walk_through(read_run(RLRun, settings))
     from egspo.trainer import Trainer
 
-    policy, task, config = _open(RLRun, settings)
+    policy, task, config = open_run(RLRun, settings)
     Trainer(policy, task, config).train()
     folder = config.output_dir
-    _say(f"run:  {folder}\nnext: egspo eval {folder} && egspo report {folder}", config)
+    say(f"run:  {folder}\nnext: egspo eval {folder} && egspo report {folder}")
 
 
 @app.command("eval")
@@ -139,7 +141,7 @@ def evaluate(
         check_writable(out.parent, "--out")
     asked = completions(seed, seeds, num_samples, pass_at_k) | {"num_fewshot": num_fewshot, "split": split}
     accelerator = ranks()
-    policy = _load(model, adapter, overrides, accelerator.device)
+    policy = open_model(model, adapter, overrides, accelerator.device)
     problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
     samplers = samplers_of(policy, length or [], steps, overrides or [])
@@ -206,7 +208,7 @@ def sample(
         raise ValueError("--prompt: takes no --task and no --data; give --index N to take a problem's prompt")
     if trace is not None:
         check_writable(trace.parent, "--trace")
-    policy = _load(model, adapter, overrides)
+    policy = open_model(model, adapter, overrides)
     sampler = samplers_of(policy, [], None, overrides or [])[0]
     problem = None
     if index is not None:
@@ -307,44 +309,3 @@ def main() -> None:
         if ended.code == INTERRUPTED:
             sys.stderr.write("\negspo: interrupted; the same command goes on from what was saved\n")
         raise
-
-
-def _open(kind, settings: list[str]):
-    """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
-    config = _read(kind, settings)
-    from egspo import registry
-    from egspo.fit import check_memory
-    from egspo.policy import build_policy
-
-    quiet()
-    task = registry.make_task(config.task) if config.task else None
-    if task is not None:
-        task.prepare(config.sandbox)
-    _say(check_memory(config, task=task), config)
-    policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
-    limit_threads(policy)
-    return policy, task, config
-
-
-def _read(kind, settings: list[str]):
-    from egspo.compose import split_settings
-    from egspo.config import load_config
-
-    config = load_config(kind, *split_settings(settings))
-    check_writable(config.output_dir, "output_dir")
-    return config
-
-
-def _load(model: str, adapter: str | None, overrides: list[str] | None, device=None):
-    from egspo.policy import load_policy
-    from egspo.settings import precision_of
-
-    quiet()
-    policy = load_policy(model, adapter, device=device, **precision_of(model, adapter, overrides or []))
-    limit_threads(policy)
-    return policy
-
-
-def _say(text: str, config) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        typer.echo(text)

@@ -1,4 +1,4 @@
-"""What the commands show, and how they keep quiet."""
+"""What the commands open and show, and how they keep quiet."""
 
 import json
 import os
@@ -31,6 +31,55 @@ def check_writable(folder: Path, field: str) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         kind = "is read-only" if existing.is_dir() else "is no folder"
         raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
+
+
+def open_run(kind, settings: list[str]):
+    """Configuration, task and policy, in this order: what is wrong shows before anything large is loaded."""
+    config = read_run(kind, settings)
+    from egspo import registry
+    from egspo.config import RLRun
+    from egspo.fit import check_memory
+    from egspo.policy import build_policy
+    from egspo.seen import seen
+    from egspo.settings import read_settings
+
+    quiet()
+    task = registry.make_task(config.task) if config.task else None
+    if task is not None:
+        task.prepare(config.sandbox)
+    say(check_memory(config, task=task))
+    policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
+    limit_threads(policy)
+    if kind is RLRun and (told := seen(read_settings(policy).get("task", {}), task)):
+        say(f"note: {told}")
+    return policy, task, config
+
+
+def read_run(kind, settings: list[str]):
+    """The checked configuration of a run."""
+    from egspo.compose import split_settings
+    from egspo.config import load_config
+
+    config = load_config(kind, *split_settings(settings))
+    check_writable(config.output_dir, "output_dir")
+    return config
+
+
+def open_model(model: str, adapter: str | None, overrides: list[str] | None, device=None):
+    """The policy of a saved model."""
+    from egspo.policy import load_policy
+    from egspo.settings import precision_of
+
+    quiet()
+    policy = load_policy(model, adapter, device=device, **precision_of(model, adapter, overrides or []))
+    limit_threads(policy)
+    return policy
+
+
+def say(text: str) -> None:
+    """One process tells what all have done."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(text)
 
 
 def walk_through(config) -> None:

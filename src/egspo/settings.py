@@ -8,7 +8,7 @@ from typing import Any
 
 from egspo import registry
 from egspo.compose import merge, parse_override
-from egspo.config import BaseRun, RLRun, SamplerConfig, parse_section
+from egspo.config import BaseRun, ModelConfig, RLRun, SamplerConfig, parse_section
 from egspo.hub import hub_repository
 from egspo.models.adapters import adapter_folder
 from egspo.models.source import locate, shipped_folder
@@ -90,6 +90,19 @@ def shipped_settings(name: str) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def saved_task(model: ModelConfig) -> dict[str, Any]:
+    """The settings of the task that a model or its adapter was trained on; empty if fresh or not ours.
+
+    Raises:
+        ValueError: if there is no such model or adapter.
+        Unreachable: if it is on the hub, which does not answer.
+    """
+    if model.init is not None:
+        return {}
+    folder = adapter_folder(model.adapter) if model.adapter else locate(model.model_name_or_path, FIELD)
+    return _read(folder).get("task", {})
 
 
 def precision_of(model: str, adapter: str | None, overrides: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan
 from egspo.compare.results import Results
 from egspo.compare.search import num_trials, search
-from egspo.compare.summary import summarise
+from egspo.compare.summary import summarise, table
 from egspo.compare.worker import pack
 
 TOY = [
@@ -88,7 +88,11 @@ def test_each_budget_is_read_from_the_runs_of_what_it_chose(searched, tmp_path: 
             results.keep(plan("egspo").final("egspo", trial.settings, seed, place, trial.chosen), trial, seed)
     assert num_runs(plan("egspo"), [0, 1], tmp_path / "out") == 0
     assert num_runs(plan("egspo"), [0, 1, 2], tmp_path / "out") == 2
-    found = summarise(results, "egspo", ["made"])
+    found = summarise(results, "egspo", ["made"], "the model was trained on 5 of 20 test problems before")
+    assert "not of new problems: the model was trained on 5 of 20 test problems before.\n" in table(
+        found, "x"
+    )
+    assert "not of new problems" not in table(found | {"seen": ""}, "x")
     by_kind = {kind: rows["egspo"] for kind, rows in found["budgets"].items()}
     assert {kind: row["mean"] for kind, row in by_kind.items()} == {"samples": 0.8, "seconds": 0.5}
     assert [row["chosen"]["train.num_iterations"] for row in by_kind.values()] == [3, 1]

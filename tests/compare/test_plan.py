@@ -149,3 +149,18 @@ def test_a_shipped_comparison_has_every_objective_in_it(name: str, tmp_path: Pat
     plan = Plan([after[1], name], [], [], {})
     found = {config(plan.final(label, {}, 0, tmp_path)).objective.name for label in plan.methods}
     assert found == set(registry.names("objectives"))
+
+
+def test_a_plan_tells_what_its_base_has_seen():
+    base = [
+        "model.model_name_or_path=tiny:countdown-sft",
+        "task={name: countdown, prompt: compact, num_numbers: 3}",
+    ]
+    base += ["task={max_number: 30, min_target: 10, max_target: 60, operators: '+-*', num_train: 15000}"]
+    base += ["sampler={max_completion_length: 8, block_length: 8, diffusion_steps: 8}"]
+    base += [TOY[-1], "objective={name: egspo, num_selected_steps: 2}"]
+    plan = Plan([], base, ["egspo"], {})
+    assert "691 of 1000 test problems before (task.seed: 3 then, 0 now)" in plan.seen()
+    assert f"note: {plan.seen()}" in plan.describe()
+    assert Plan([], [*base, "task.seed=3"], ["egspo"], {}).seen() == ""
+    assert make().seen() == ""

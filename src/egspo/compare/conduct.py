@@ -36,7 +36,7 @@ def compare(
         progress(0, "the speed of this machine")
         measured = slowdown(plan, results, against, jobs)
         jobs.slowdown = measured or 1.0
-    commands = results.commands(command, measured)
+    commands, seen = results.commands(command, measured), plan.seen()
     count = 0
 
     def done(run: Run) -> None:
@@ -54,7 +54,7 @@ def compare(
 
     def keep(run: Run) -> None:
         results.keep(run, trials[run.settings["output_dir"]], run.settings["seed"])
-        _write(results, against, commands)
+        _write(results, against, commands, seen)
         done(run)
 
     runs = [run for run, _ in missing]
@@ -62,7 +62,7 @@ def compare(
     for run in over:
         keep(run)
     jobs.run([run for run in runs if run not in over], keep)
-    return _write(results, against, commands)
+    return _write(results, against, commands, seen)
 
 
 def num_runs(plan: Plan, seeds: Sequence[int], folder: Path) -> int:
@@ -85,8 +85,8 @@ def _missing(results: Results, plan: Plan, seeds: Sequence[int]) -> list[tuple[T
     return [(trial, seed) for seed in seeds for trial in chosen if not results.has(trial, seed)]
 
 
-def _write(results: Results, against: str, commands: Sequence[str]) -> str:
-    comparison = summarise(results, against, commands)
+def _write(results: Results, against: str, commands: Sequence[str], seen: str) -> str:
+    comparison = summarise(results, against, commands, seen)
     text = table(comparison, results.folder.name)
     results.write(comparison, text)
     return text

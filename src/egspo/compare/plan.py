@@ -13,7 +13,10 @@ from pydantic import Field
 from egspo import registry
 from egspo.compose import ConfigError, compose, find_recipe, merge, parse_override, read_yaml
 from egspo.config import RLRun, brought_up, parse_config, parse_section
+from egspo.hub import Unreachable
 from egspo.sections import Section
+from egspo.seen import seen
+from egspo.settings import saved_task
 
 Values = dict[str, Any]
 """Settings by dotted name (``optim.learning_rate``)."""
@@ -182,6 +185,14 @@ class Plan:
         sections = brought_up(RLRun, settings)
         return {key: sections[key] for key in ("task", "sampler", "objective", "optim", "train")}
 
+    def seen(self) -> str:
+        """Which of the problems that all are judged on the base was trained on (`egspo.seen`)."""
+        run = self._parsed(self._merged(next(iter(self.methods)), {}))
+        try:
+            return seen(saved_task(run.model), registry.make_task(run.task))
+        except Unreachable:  # the runs will say so
+            return ""
+
     def describe(self) -> str:
         """The plan in words, a line a method."""
         budget = f"{self.samples} samples" + (
@@ -193,7 +204,8 @@ class Plan:
         for label in self.methods:
             name = self._merged(label, {})["objective"]["name"]
             lines.append(f"{label:<16} {name}, {len(self.candidates(label))} candidates")
-        return "\n".join(lines)
+        told = self.seen()
+        return "\n".join([*lines, f"note: {told}"] if told else lines)
 
     def _rates(self, label: str) -> Values:
         rate = self._parsed(self._merged(label, {})).optim.learning_rate

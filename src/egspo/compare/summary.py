@@ -14,8 +14,10 @@ Point = dict[str, Any]
 UNITS = {"samples": "samples", "seconds": "processor seconds"}
 
 
-def summarise(results: Results, against: str, commands: Sequence[str]) -> dict[str, Any]:
-    """``comparison.json``: ``commands, against, plan, limits, budgets``.
+def summarise(results: Results, against: str, commands: Sequence[str], seen: str = "") -> dict[str, Any]:
+    """``comparison.json``: ``commands, against, seen, plan, limits, budgets``.
+
+    ``seen``: which problems the base was trained on, in words (`egspo.seen`).
 
     ``budgets`` has, for each kind of budget and each method with a run of what the search chose for it, the
     accuracy by seed, its mean with Student's interval over seeds, the learning curve, and the paired
@@ -27,6 +29,7 @@ def summarise(results: Results, against: str, commands: Sequence[str]) -> dict[s
     return {
         "commands": list(commands),
         "against": against,
+        "seen": seen,
         "plan": results.plan,
         "limits": limits,
         "budgets": {kind: _at_budget(results, kind, limit, against) for kind, limit in limits.items()},
@@ -133,6 +136,10 @@ def table(comparison: dict[str, Any], title: str) -> str:
         "the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm over the finalists, which "
         "are the methods with the most seeds.",
     ]
+    if comparison["seen"]:
+        lines[-1] += (
+            f" All methods share one base, but accuracies are not of new problems: {comparison['seen']}."
+        )
     if any(SLOWDOWN in command for command in comparison["commands"]):
         lines[-1] += (
             f" Seconds are those of the machine of the first command; after `{SLOWDOWN.strip()}` stands how "

@@ -26,11 +26,13 @@ def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
         for p in panels
         if p is not None
     )
+    seen = comparison.get("seen")
     legend = "".join(f"<li>{_swatch(tint[label])}{text(label)}</li>" for label in methods)
     return document(
         name,
         [
             f"<p>Made by</p>\n<pre>{text(chr(10).join(comparison['commands']))}</pre>",
+            *([f"<p>The base is not new to all problems: {text(seen)}.</p>"] if seen else []),
             *(_budget(comparison, kind, tint) for kind in comparison["limits"]),
             f'<h2>Learning curves</h2>\n<ul class="runs">{legend}</ul>',
             f'<div class="panels">\n{figures}\n</div>',

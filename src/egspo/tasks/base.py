@@ -217,6 +217,10 @@ class ProblemTask(Task):
     def _question(self, fields: Mapping[str, Any]) -> str:
         """The prompt's text, in the style of the settings."""
 
+    def keys(self, split: str) -> list[Hashable]:
+        """What tells each problem of a split from others, whatever its prompt or solution looks like."""
+        return [self._key(prompt.fields) for prompt in self.load(split)]
+
     def _completion(self, solution: str) -> str:
         """A solution as the completion that SFT trains on."""
         return solution if self.config.prompt == "compact" else f"<answer>\n{solution}\n</answer>"
@@ -277,7 +281,7 @@ class GeneratedTask(ProblemTask):
     def _held_out(self, split: str) -> set[Hashable]:
         """Keys of the problems of the splits after this one."""
         later = SPLITS[SPLITS.index(split) + 1 :]
-        return {self._key(prompt.fields) for other in later for prompt in self.load(other)}
+        return {key for other in later for key in self.keys(other)}
 
 
 class DatasetTask(ProblemTask):
@@ -323,9 +327,9 @@ class DatasetTask(ProblemTask):
         """The training problems, less those taken out of them for validation and test."""
         config, known = self.config, set()
         if self._has_test:
-            known = {self._key(prompt.fields) for prompt in self.load("test")}
+            known = set(self.keys("test"))
         if self._has_validation:
-            known |= {self._key(prompt.fields) for prompt in self.load("validation")}
+            known |= set(self.keys("validation"))
         given = self._source("train_data", config.train_data, "train")
         problems = list({self._key(p.fields): p for p in given if self._key(p.fields) not in known}.values())
         sizes = {
