@@ -40,7 +40,7 @@ def _at_budget(results: Results, kind: str, limit: int | float, against: str) ->
     chosen = {trial.label: trial for trial in results.trials if kind in trial.chosen}
     curves = {label: found for label, trial in chosen.items() if (found := results.curves(trial))}
     reached = {
-        label: {seed: _reading(points, kind, limit) for seed, points in found.items()}
+        label: {seed: reading(points, kind, limit) for seed, points in found.items()}
         for label, found in curves.items()
     }
     rows = {}
@@ -64,7 +64,7 @@ def _adjust(differences: dict[str, dict[str, Any]]) -> None:
         found["p_holm"] = p
 
 
-def _reading(points: Sequence[Point], kind: str, limit: int | float) -> Point:
+def reading(points: Sequence[Point], kind: str, limit: int | float) -> Point:
     """The evaluation at which a budget was first spent; the last one of a run that diverged before."""
     return next((point for point in points if point[kind] >= limit), points[-1])
 
@@ -76,7 +76,7 @@ def _score(points: dict[int, Point], others: dict[int, Point]) -> dict[str, Any]
     pairs = [points[seed]["accuracy"] - others[seed]["accuracy"] for seed in both]
     interval = None
     if both:
-        ours, theirs = (_verdicts(of, both) for of in (points, others))
+        ours, theirs = (verdicts(of, both) for of in (points, others))
         interval = bootstrap_interval(ours - theirs)
     return {
         "mean": sum(values) / len(values),
@@ -95,7 +95,7 @@ def _score(points: dict[int, Point], others: dict[int, Point]) -> dict[str, Any]
     }
 
 
-def _verdicts(points: dict[int, Point], seeds: Sequence[int]) -> torch.Tensor:
+def verdicts(points: dict[int, Point], seeds: Sequence[int]) -> torch.Tensor:
     return torch.tensor([unpack(points[seed]["correct"]) for seed in seeds]).double()
 
 

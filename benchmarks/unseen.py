@@ -1,0 +1,73 @@
+"""A comparison read on the test problems alone that its base was not trained on.
+
+    python benchmarks/unseen.py benchmarks/results/screening-countdown
+
+From the verdicts that the folder keeps: accuracy on both kinds of problems at each budget, and the difference
+to the baseline on those not seen, with the interval of the comparison's own bootstrap.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from egspo import registry
+from egspo.compare.results import Results
+from egspo.compare.summary import UNITS, reading, verdicts
+from egspo.config import ModelConfig, RLRun, parse_section
+from egspo.ops.paired import bootstrap_interval
+from egspo.settings import saved_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="a folder of egspo compare")
+    options = parser.parse_args()
+    results = Results(options.folder)
+    comparison = json.loads((options.folder / "comparison.json").read_text(encoding="utf-8"))
+    new = unseen(results)
+    print(f"{int(new.sum())} of {len(new)} test problems were not trained on")
+    for kind, limit in comparison["limits"].items():
+        print(f"\n## At {limit:,.10g} {UNITS[kind]} a run\n")
+        print("\n".join(table(results, kind, limit, comparison["against"], new)))
+
+
+def unseen(results: Results) -> torch.Tensor:
+    """Of each test problem, in the order of the verdicts, whether the base was not trained on it."""
+    base = results.plan["shared"]["base"]
+    earlier, task = (
+        registry.make_task(parse_section(RLRun, "task", values))
+        for values in (saved_task(ModelConfig(**base["model"])), base["task"])
+    )
+    trained_on = set(earlier.keys("train"))
+    limit = base.get("eval", {}).get("limit")
+    return torch.tensor([key not in trained_on for key in task.keys("test")[:limit]])
+
+
+def table(results: Results, kind: str, limit: float, against: str, new: torch.Tensor) -> list[str]:
+    solved = {}
+    for trial in results.trials:
+        if kind in trial.chosen and (curves := results.curves(trial)):
+            points = {seed: reading(curve, kind, limit) for seed, curve in curves.items()}
+            solved[trial.label] = dict(zip(points, verdicts(points, list(points)), strict=True))
+    rows = []
+    for label, by_seed in solved.items():
+        every, both = torch.stack(list(by_seed.values())), sorted(set(by_seed) & set(solved[against]))
+        cells = [label, str(len(by_seed)), f"{every[:, new].mean():.1%}", f"{every[:, ~new].mean():.1%}", ""]
+        if label != against and both:
+            paired = torch.stack([by_seed[seed] - solved[against][seed] for seed in both])[:, new]
+            low, high = bootstrap_interval(paired)
+            cells[-1] = f"{100 * paired.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        rows.append((float(every[:, new].mean()), cells))
+    head = [
+        "| method | seeds | not seen | seen | difference on those not seen, 95 % |",
+        "|---|---|---|---|---|",
+    ]
+    return head + ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, key=lambda row: -row[0])]
+
+
+if __name__ == "__main__":
+    main()
