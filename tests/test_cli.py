@@ -133,6 +133,18 @@ def test_debug_recipes_run_from_any_folder(recipe: str, tmp_path: Path, monkeypa
         assert (folder / name).exists(), name
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_training_tells_what_the_model_was_trained_on_before(seed: int, tmp_path: Path):
+    """Of `tiny:countdown-sft`, which is of task seed 3."""
+    few = ["train.max_steps=1", "train.save_steps=0", "train.eval_steps=0", f"output_dir={tmp_path}"]
+    ended = runs.egspo("train", "debug/countdown", f"task.seed={seed}", *few)
+    assert ended.code == 0, ended
+    told = re.search(
+        r"^note: the model was trained on .* of 20 test problems before \(", ended.out, re.MULTILINE
+    )
+    assert (told is not None) == (seed == 0), ended.out
+
+
 def test_the_module_is_a_command(tmp_path: Path):
     """``python -m egspo``, as accelerate and torchrun start it, in another folder and another process."""
     arguments = [sys.executable, "-m", "egspo", "train", "debug/toy", "output_dir=out", "train.max_steps=2"]
