@@ -75,7 +75,7 @@ def sft(settings: Settings, dry_run: DryRun = False) -> None:
     folder = SFTTrainer(policy, task, config).train()
     name = config.task.name if config.task else ""
     recipe = f"{name}/task {name}/rl" if f"{name}/rl" in recipes() else "CONFIG.yaml"
-    say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}", config)
+    say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}")
 
 
 @app.command()

@@ -30,6 +30,7 @@ def slowdown(plan: Plan, results: Results, against: str, jobs: Jobs) -> float | 
     if found is None:
         return None
     runs, seconds = found
+    shutil.rmtree(place, ignore_errors=True)  # of a command that was killed
     again = [
         replace(run, settings=run.settings | {"output_dir": str(place / str(i))})
         for i, run in enumerate(itertools.islice(itertools.cycle(runs), jobs.at_once))
