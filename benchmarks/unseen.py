@@ -26,9 +26,13 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="a folder of egspo compare")
     options = parser.parse_args()
+    if not (options.folder / "comparison.json").is_file():
+        parser.error(f"{options.folder} holds no comparison.json; give a folder of egspo compare")
     results = Results(options.folder)
     comparison = json.loads((options.folder / "comparison.json").read_text(encoding="utf-8"))
     new = unseen(results)
+    if new.all():
+        parser.exit(0, "the base was trained on none of the test problems, as far as its settings tell\n")
     print(f"{int(new.sum())} of {len(new)} test problems were not trained on")
     for kind, limit in comparison["limits"].items():
         print(f"\n## At {limit:,.10g} {UNITS[kind]} a run\n")

@@ -59,8 +59,8 @@ def compare(
     total = num_runs(plan, numbers, out)
     if dry_run:
         return typer.echo(f"{plan.describe()}\nruns: {total} to make, results in {out}, not written to")
-    if told := plan.seen():
-        typer.echo(f"note: {told}")
+    if plan.seen:
+        typer.echo(f"note: {plan.seen}")
     command = shlex.join(["egspo", *sys.argv[1:]])
     with Screen("compare", total) as screen:
         table = conduct(plan, numbers, out, jobs or os.cpu_count() or 1, against, command, screen.advance)

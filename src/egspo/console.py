@@ -40,8 +40,7 @@ def open_run(kind, settings: list[str]):
     from egspo.config import RLRun
     from egspo.fit import check_memory
     from egspo.policy import build_policy
-    from egspo.seen import seen
-    from egspo.settings import read_settings
+    from egspo.seen import seen_by
 
     quiet()
     task = registry.make_task(config.task) if config.task else None
@@ -50,7 +49,7 @@ def open_run(kind, settings: list[str]):
     say(check_memory(config, task=task))
     policy = build_policy(config.model, config.seed, task.max_number_token if task else None)
     limit_threads(policy)
-    if kind is RLRun and (told := seen(read_settings(policy).get("task", {}), task)):
+    if kind is RLRun and (told := seen_by(config.model, task)):
         say(f"note: {told}")
     return policy, task, config
 

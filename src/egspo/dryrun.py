@@ -15,8 +15,7 @@ from egspo.models import tiny
 from egspo.models.tokenizers import load_tokenizer
 from egspo.policy import Policy, read_config
 from egspo.rollout import check_sampler
-from egspo.seen import seen
-from egspo.settings import saved_task
+from egspo.seen import seen_by
 from egspo.tasks.base import Task
 from egspo.types import Prompt
 
@@ -38,7 +37,8 @@ def findings(config: BaseRun) -> Findings:
     found += _prompts(config, policy, prompts, weights)
     if isinstance(config, SFTRun):
         return found + _sft_work(config)
-    return found + _seen(config.model, task) + _rl_work(config)
+    told = seen_by(config.model, task)
+    return found + ([("note", told)] if told else []) + _rl_work(config)
 
 
 def _task(config: BaseRun) -> Task | None:
@@ -135,14 +135,6 @@ def _first(error: Exception) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e6:,.1f}M" if number >= 1e6 else f"{number:,}"
-
-
-def _seen(model: ModelConfig, task: Task) -> Findings:
-    try:
-        told = seen(saved_task(model), task)
-    except Unreachable:  # said already
-        return []
-    return [("note", told)] if told else []
 
 
 # ---- work ----------------------------------------------------------------------------------------------

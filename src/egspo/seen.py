@@ -4,13 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from egspo import registry
-from egspo.config import RLRun, parse_section
-from egspo.settings import CUSTOM, without_code
+from egspo.config import ModelConfig, RLRun, parse_section
+from egspo.hub import Unreachable
+from egspo.settings import CUSTOM, saved_task, without_code
 from egspo.tasks.base import ProblemTask, Task
 
 HELD_OUT = ("validation", "test")
 IRRELEVANT = ("name", "path", "prompt", "reward_weights", "step_reward_weights")
 """Settings of a task that do not change which problems its splits hold."""
+
+
+def seen_by(model: ModelConfig, task: Task) -> str:
+    """`seen` of a configured model; empty too while the hub that has it does not answer."""
+    try:
+        return seen(saved_task(model), task)
+    except Unreachable:
+        return ""
 
 
 def seen(saved: Mapping[str, Any], task: Task) -> str:

@@ -160,7 +160,7 @@ def test_a_plan_tells_what_its_base_has_seen():
     base += ["sampler={max_completion_length: 8, block_length: 8, diffusion_steps: 8}"]
     base += [TOY[-1], "objective={name: egspo, num_selected_steps: 2}"]
     plan = Plan([], base, ["egspo"], {})
-    assert "691 of 1000 test problems before (task.seed: 3 then, 0 now)" in plan.seen()
-    assert f"note: {plan.seen()}" in plan.describe()
-    assert Plan([], [*base, "task.seed=3"], ["egspo"], {}).seen() == ""
-    assert make().seen() == ""
+    assert "691 of 1000 test problems before (task.seed: 3 then, 0 now)" in plan.seen
+    assert f"note: {plan.seen}" in plan.describe()
+    assert Plan([], [*base, "task.seed=3"], ["egspo"], {}).seen == ""
+    assert make().seen == ""

@@ -36,7 +36,7 @@ def compare(
         progress(0, "the speed of this machine")
         measured = slowdown(plan, results, against, jobs)
         jobs.slowdown = measured or 1.0
-    commands, seen = results.commands(command, measured), plan.seen()
+    commands, seen = results.commands(command, measured), plan.seen
     count = 0
 
     def done(run: Run) -> None:

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from pydantic import Field
 from egspo import registry
 from egspo.compose import ConfigError, compose, find_recipe, merge, parse_override, read_yaml
 from egspo.config import RLRun, brought_up, parse_config, parse_section
-from egspo.hub import Unreachable
 from egspo.sections import Section
-from egspo.seen import seen
-from egspo.settings import saved_task
+from egspo.seen import seen_by
 
 Values = dict[str, Any]
 """Settings by dotted name (``optim.learning_rate``)."""
@@ -185,13 +184,11 @@ class Plan:
         sections = brought_up(RLRun, settings)
         return {key: sections[key] for key in ("task", "sampler", "objective", "optim", "train")}
 
+    @cached_property
     def seen(self) -> str:
         """Which of the problems that all are judged on the base was trained on (`egspo.seen`)."""
         run = self._parsed(self._merged(next(iter(self.methods)), {}))
-        try:
-            return seen(saved_task(run.model), registry.make_task(run.task))
-        except Unreachable:  # the runs will say so
-            return ""
+        return seen_by(run.model, registry.make_task(run.task))
 
     def describe(self) -> str:
         """The plan in words, a line a method."""
@@ -204,7 +201,7 @@ class Plan:
         for label in self.methods:
             name = self._merged(label, {})["objective"]["name"]
             lines.append(f"{label:<16} {name}, {len(self.candidates(label))} candidates")
-        told = self.seen()
+        told = self.seen
         return "\n".join([*lines, f"note: {told}"] if told else lines)
 
     def _rates(self, label: str) -> Values:
