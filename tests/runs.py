@@ -23,6 +23,13 @@ TOY = {
     "task": {"name": "toy", "prompt": "compact"},
     "sampler": {"max_completion_length": 2, "block_length": 2, "diffusion_steps": 2},
 }
+# The same, and what is trained, as words of a command.
+SETTINGS = [
+    "model.init=tiny",
+    "task={name: toy, prompt: compact}",
+    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
+    "objective={name: egspo, num_selected_steps: 2}",
+]
 RL = TOY | {
     "model": {"init": "tiny"},
     "objective": {"name": "egspo", "num_selected_steps": 2},

@@ -133,11 +133,27 @@ def test_debug_recipes_run_from_any_folder(recipe: str, tmp_path: Path, monkeypa
         assert (folder / name).exists(), name
 
 
+COUNTDOWN = (
+    "task={name: countdown, prompt: compact, max_number: 20, num_validation: 9, num_test: 20}",
+    "sampler={max_completion_length: 8, block_length: 8, diffusion_steps: 8}",
+)
+
+
+@pytest.fixture(scope="module")
+def countdown_base(tmp_path_factory) -> Path:
+    """A model that a step of SFT trained on Countdown of task seed 3."""
+    folder = tmp_path_factory.mktemp("countdown") / "sft"
+    few = ["sft={batch_size: 4, max_steps: 1}", f"output_dir={folder}"]
+    ended = runs.egspo("sft", *COUNTDOWN, "task.seed=3", "task.num_train=900", "model.init=tiny", *few)
+    assert ended.code == 0, ended
+    return folder
+
+
 @pytest.mark.parametrize("seed", [0, 3])
-def test_training_tells_what_the_model_was_trained_on_before(seed: int, tmp_path: Path):
-    """Of `tiny:countdown-sft`, which is of task seed 3."""
-    few = ["train.max_steps=1", "train.save_steps=0", "train.eval_steps=0", f"output_dir={tmp_path}"]
-    ended = runs.egspo("train", "debug/countdown", f"task.seed={seed}", *few)
+def test_training_tells_what_the_model_was_trained_on_before(seed: int, countdown_base: Path, tmp_path: Path):
+    few = ["task.num_train=100", "objective.name=egspo", "train.max_steps=1", f"output_dir={tmp_path}"]
+    base = f"model.model_name_or_path={countdown_base}"
+    ended = runs.egspo("train", *COUNTDOWN, f"task.seed={seed}", base, *few)
     assert ended.code == 0, ended
     told = re.search(
         r"^note: the model was trained on .* of 20 test problems before \(", ended.out, re.MULTILINE

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import runs
 from egspo.compare.conduct import compare, num_runs
 from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan
@@ -14,10 +15,7 @@ from egspo.compare.summary import summarise, table
 from egspo.compare.worker import pack
 
 TOY = [
-    "model.init=tiny",
-    "task={name: toy, prompt: compact}",
-    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
-    "objective={name: egspo, num_selected_steps: 2}",
+    *runs.SETTINGS,
     "optim={learning_rate: 1e-3, lr_scheduler_type: constant}",
     "train={max_steps: 100, prompts_per_step: 4, num_generations: 4}",
     "compare={samples: 1600, seconds: 40, eval_steps: 10, rungs: [0.25]}",

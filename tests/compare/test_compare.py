@@ -19,10 +19,7 @@ from egspo.compare.search import Trial, _best, _kept
 from egspo.compare.worker import pack, read_curve, unpack
 
 TOY = [
-    "model.init=tiny",
-    "task={name: toy, prompt: compact}",
-    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
-    "objective={name: egspo, num_selected_steps: 2}",
+    *runs.SETTINGS,
     "optim.learning_rate=3e-3",
     "train={max_steps: 4, prompts_per_step: 8, num_generations: 8}",
     "compare.eval_steps=1",

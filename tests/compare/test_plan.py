@@ -5,23 +5,21 @@ from pathlib import Path
 
 import pytest
 
+import runs
 from egspo import registry
 from egspo.compare.plan import Plan, parse_budget
 from egspo.compose import ConfigError, recipes
 from egspo.config import RLRun, parse_config
 
 TOY = [
-    "model.init=tiny",
-    "task={name: toy, prompt: compact}",
-    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
+    *runs.SETTINGS,
     "optim.learning_rate=1e-3",
     "train={max_steps: 10, prompts_per_step: 4, num_generations: 4}",
 ]
 
 
 def make(*overrides: str, objectives=("egspo", "wd1"), budget=None, with_search=True) -> Plan:
-    few = ["objective={name: egspo, num_selected_steps: 2}"]
-    return Plan([], [*TOY, *few, *overrides], objectives, budget or {}, with_search)
+    return Plan([], [*TOY, *overrides], objectives, budget or {}, with_search)
 
 
 def config(run) -> RLRun:
@@ -158,7 +156,7 @@ def test_a_plan_tells_what_its_base_has_seen():
     ]
     base += ["task={max_number: 30, min_target: 10, max_target: 60, operators: '+-*', num_train: 15000}"]
     base += ["sampler={max_completion_length: 8, block_length: 8, diffusion_steps: 8}"]
-    base += [TOY[-1], "objective={name: egspo, num_selected_steps: 2}"]
+    base += [TOY[-1], runs.SETTINGS[-1]]
     plan = Plan([], base, ["egspo"], {})
     assert "691 of 1000 test problems before (task.seed: 3 then, 0 now)" in plan.seen
     assert f"note: {plan.seen}" in plan.describe()

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
+import runs
 from egspo.compare.conduct import compare
 from egspo.compare.plan import Plan
 from egspo.compare.results import SLOWDOWN, Results
 from egspo.compare.worker import read_curve
 
 TOY = [
-    "model.init=tiny",
-    "task={name: toy, prompt: compact}",
-    "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}",
-    "objective={name: egspo, num_selected_steps: 2}",
+    *runs.SETTINGS,
     "optim={learning_rate: 1e-3, lr_scheduler_type: constant}",
     "train={max_steps: 100, prompts_per_step: 4, num_generations: 4}",
     "compare={samples: 96, seconds: 0.01, eval_steps: 3, grid: {}}",
