@@ -8,7 +8,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /egspo
 COPY . .
-RUN make .venv/.installed
-ENV PATH=/egspo/.venv/bin:$PATH
+RUN make .venv/.installed && .venv/bin/pip install --no-cache-dir -c constraints.txt -e '.[data,quantization]'
+ENV PATH=/egspo/.venv/bin:$PATH PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 ENTRYPOINT ["egspo"]
 CMD ["--help"]

@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "egspo"
 # A module imports only from what stands on its left, in its own layer too. A folder stands for its files,
 # which may import each other.
 LAYERS = (
-    ("types", "external", "registry"),
+    ("types", "external", "registry", "launch"),
     (
         "ops",
         "answers",

@@ -33,6 +33,17 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints", keep=2)
 
 
+def test_ranks_that_see_different_checkpoints_are_told(checkpoints: Checkpoints, monkeypatch):
+    assert checkpoints.last() == 0
+    made = model()
+    checkpoints.save(7, made, optimizer(made), {})
+    assert checkpoints.last() == 7
+    # As on two nodes of which one does not see the other's folder.
+    monkeypatch.setattr("egspo.checkpoint.gather_object", lambda mine: [*mine, 0])
+    with pytest.raises(ValueError, match=r"^output_dir: .* is at step 0 for some ranks and at 7 for others"):
+        checkpoints.last()
+
+
 def test_a_checkpoint_holds_weights_moments_and_counters(checkpoints: Checkpoints):
     left = model()
     stepper = optimizer(left)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 import runs
 from egspo import cli, evaluation, registry
@@ -159,6 +160,18 @@ def test_training_tells_what_the_model_was_trained_on_before(seed: int, countdow
         r"^note: the model was trained on .* of 20 test problems before \(", ended.out, re.MULTILINE
     )
     assert (told is not None) == (seed == 0), ended.out
+
+
+def test_a_full_device_is_told_with_what_helps(run: Path, monkeypatch):
+    def fill(*_, **__) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore.")
+
+    monkeypatch.setattr("egspo.cli.evaluate_and_show", fill)
+    ended = runs.egspo("eval", str(run))
+    assert ended.code == 1
+    assert ended.err.startswith(
+        "egspo: CUDA out of memory. Tried to allocate 9 GiB. Take fewer rows a pass: "
+    )
 
 
 def test_the_module_is_a_command(tmp_path: Path):

@@ -24,6 +24,7 @@ PARTS = [name for name in RECIPES if not name.startswith(("debug/", "compare/"))
 MODELS = [name for name in RECIPES if name.startswith("models/")]
 PAPER = [name for name in RECIPES if name.startswith("paper/")]
 ACCELERATE = sorted((recipe_folder() / "accelerate").glob("*.yaml"))
+ADAPTED = {"model_name_or_path": "tiny:sudoku-sft", "use_peft": True}
 
 
 def settings(**sections) -> dict:
@@ -168,9 +169,16 @@ def test_a_key_like_no_other_lists_the_known_ones():
 
 @pytest.mark.parametrize("bits", ["model.bf16=true", "model.dtype=bfloat16"])
 def test_scored_positions_need_32_bits(bits: str):
-    (line,) = problems(overrides=("sampler.score_positions=true", bits))
+    (line,) = problems(overrides=("sampler.score_positions=true", bits), model=dict(ADAPTED))
     assert line.startswith("sampler.score_positions: True compares confidences")
     assert line.endswith("use false, or model.dtype=float32 with model.bf16=false")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_that_are_trained_need_32_bits(dtype: str):
+    (line,) = problems(overrides=(f"model.dtype={dtype}",))
+    assert line.startswith(f"model.dtype: {dtype!r} without an adapter rounds most updates")
+    assert parse_config(RLRun, settings(model=ADAPTED | {"dtype": dtype})).model.dtype == dtype
 
 
 IMPOSSIBLE = [

@@ -87,7 +87,7 @@ def test_where_nothing_fits_the_model_is_to_blame(tmp_path: Path):
     memory = predict(config, PROMPT)
     line = refusals(config, memory.resident + 1)[0]
     assert line.startswith("train.microbatch_size: 1 needs ")
-    assert "not even 1 fits: set model.dtype=bfloat16" in line
+    assert "not even 1 fits: set model.use_peft=true with model.dtype=bfloat16 or" in line
 
 
 def test_what_stays_is_refused_with_the_settings_that_help(tmp_path: Path):
@@ -149,6 +149,7 @@ def test_processes_share_a_machine(monkeypatch):
 
 def test_a_device_keeps_a_reserve(monkeypatch):
     monkeypatch.setattr(capacity.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(capacity.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(capacity.torch.cuda, "mem_get_info", lambda device: (70 * GIB, 80 * GIB))
     assert capacity.available_bytes() == 70 * GIB - capacity.CUDA_RESERVE
 

@@ -147,7 +147,7 @@ def assert_same_validations(one: Path, two: Path) -> None:
 @pytest.mark.timeout(600)
 def test_torchrun(base: Path, tmp_path: Path):
     """The documented launch, with everything that ranks share: several updates, a reference, validations."""
-    settings = rl_settings("full", base)
+    settings = [*rl_settings("full", base), "tracking.report_to=[tensorboard]"]
     runs.trainer(tmp_path / "one", *settings).train()
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "egspo")
     launch(sys.executable, *torchrun, *command(runs.rl_config(tmp_path, *settings), tmp_path))

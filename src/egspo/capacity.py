@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from egspo import launch
+
 CUDA_RESERVE = 3 * 2**29
 """Of a device: its context, the libraries' workspaces, and what fragmentation takes."""
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -18,10 +20,10 @@ def available_bytes() -> int | None:
     group leaves of it, shared among the processes of this machine.
     """
     if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))
+        free, _ = torch.cuda.mem_get_info(launch.device())
         return free - CUDA_RESERVE
     known = [n for n in (_machine_bytes(), _group_bytes()) if n is not None]
-    return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else None
+    return min(known) // launch.local_world_size() if known else None
 
 
 def _machine_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:

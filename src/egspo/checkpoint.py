@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -33,6 +34,21 @@ class Checkpoints:
         """Steps of all whole checkpoints, in numerical order."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*") if path.is_dir())
         return sorted(int(match[1]) for match in found if match)
+
+    def last(self) -> int:
+        """The step of the newest whole checkpoint, 0 if there is none; to be asked by all ranks at once.
+
+        Raises:
+            ValueError: if the ranks see different ones.
+        """
+        step = max(self.steps(), default=0)
+        seen = gather_object([step])
+        if len(set(seen)) > 1:
+            raise ValueError(
+                f"output_dir: {self.folder.parent} is at step {min(seen)} for some ranks and at {max(seen)} "
+                "for others; choose a folder that all nodes share"
+            )
+        return step
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]

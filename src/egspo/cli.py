@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from egspo import launch
 from egspo.compare import RunFailed
 from egspo.comparison import compare
 from egspo.console import (
@@ -18,7 +19,6 @@ from egspo.console import (
     evaluate_and_show,
     open_model,
     open_run,
-    ranks,
     read_run,
     say,
     show_evaluations,
@@ -28,6 +28,10 @@ from egspo.doctor import doctor
 from egspo.sandbox import ContainmentError
 
 INTERRUPTED = 130
+LIGHTER = (
+    "Take fewer rows a pass: --batch-size of eval; train.microbatch_size, train.rollout_batch_size and "
+    "eval.batch_size of a run. The same command goes on from the last checkpoint."
+)
 """Exit code that typer gives a command stopped by Ctrl-C."""
 FAILURES = (errno.ENOSPC, errno.EIO, errno.ENOMEM)
 """What the system may refuse although the user got nothing wrong."""
@@ -140,7 +144,7 @@ def evaluate(
     if out is not None:
         check_writable(out.parent, "--out")
     asked = completions(seed, seeds, num_samples, pass_at_k) | {"num_fewshot": num_fewshot, "split": split}
-    accelerator = ranks()
+    accelerator = launch.accelerator()
     policy = open_model(model, adapter, overrides, accelerator.device)
     problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
@@ -304,6 +308,11 @@ def main() -> None:
         sys.exit(2)
     except (FloatingPointError, ContainmentError, RunFailed) as error:
         sys.stderr.write(f"egspo: {error}\n")
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.stderr.write(f"egspo: {str(error).splitlines()[0]} {LIGHTER}\n")
         sys.exit(1)
     except SystemExit as ended:
         if ended.code == INTERRUPTED:

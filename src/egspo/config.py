@@ -40,7 +40,7 @@ class BaseRun(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     def problems(self) -> list[str]:
-        found = self._unpublishable()
+        found = self._unpublishable() + self._rounded_away()
         if not hasattr(self.task, "name"):  # none, or the stand-in for one that could not be read
             return found
         try:
@@ -48,6 +48,23 @@ class BaseRun(Section):
         except ValueError as error:
             found.append(str(error))
         return found
+
+    def _rounded_away(self) -> list[str]:
+        """What would train, and learn little or nothing."""
+        model = self.model
+        if model.use_peft or model.adapter:
+            return []
+        if model.load_in_4bit:
+            return [
+                "model.load_in_4bit: True without an adapter trains none of the weights in 4 bits; set "
+                "model.use_peft=true"
+            ]
+        if model.dtype in ("bfloat16", "float16"):
+            return [
+                f"model.dtype: {model.dtype!r} without an adapter rounds most updates of the weights away; "
+                "set model.use_peft=true, or model.dtype=float32 with model.bf16=true"
+            ]
+        return []
 
     def _unpublishable(self) -> list[str]:
         """An adapter is of use only with its base."""

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from egspo import launch
+
 
 def quiet() -> None:
     """Our own progress is shown; transformers' bars for files of a few kilobytes are noise."""
@@ -77,7 +79,7 @@ def open_model(model: str, adapter: str | None, overrides: list[str] | None, dev
 
 def say(text: str) -> None:
     """One process tells what all have done."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if launch.rank() == 0:
         typer.echo(text)
 
 
@@ -88,14 +90,6 @@ def walk_through(config) -> None:
     quiet()
     for subject, finding in [*findings(config), ("run folder", f"{config.output_dir}, not written to")]:
         typer.echo(f"{subject:<12} {finding}")
-
-
-def ranks():
-    """The processes of this launch, of which a plain command is the only one, and the device of each."""
-    import torch
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def completions(seed: int | None, seeds: str | None, num_samples: int, pass_at_k: str | None) -> dict:

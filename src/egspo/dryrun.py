@@ -1,12 +1,11 @@
 """A run walked through without its weights: what would be trained, on what, for how long. Writes nothing."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from egspo import registry
+from egspo import launch, registry
 from egspo.config import BaseRun, ModelConfig, SFTRun
 from egspo.data import encode_problems, read_pairs, solved
 from egspo.footprint import build_shape
@@ -146,7 +145,7 @@ def _sft_work(config: SFTRun) -> Findings:
 
 
 def _rl_work(config: BaseRun) -> Findings:
-    train, sampler, world = config.train, config.sampler, int(os.environ.get("WORLD_SIZE", "1"))
+    train, sampler, world = config.train, config.sampler, launch.world_size()
     samples = train.prompts_per_step * train.num_generations
     objective = registry.load("objectives", config.objective.name)(config.objective)
     a_step = objective.proxy.num_passes if objective.proxy else 1

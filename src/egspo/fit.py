@@ -1,9 +1,8 @@
 """Whether a run fits into the memory that is there, and what to change if it does not."""
 
-import os
 from collections.abc import Callable
 
-from egspo import registry
+from egspo import launch, registry
 from egspo.capacity import available_bytes
 from egspo.compose import ConfigError
 from egspo.config import BaseRun, SFTRun
@@ -37,7 +36,7 @@ def check_memory(
     Raises:
         ConfigError: if it cannot fit, unless ``check_memory`` is off, with what to change.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = launch.world_size()
     available = available_bytes() if available is None else available
     memory = predict(config, prompt_tokens(config, task) if prompt is None else prompt, ranks)
     section = config.sft if isinstance(config, SFTRun) else config.train
@@ -177,10 +176,15 @@ def _remedies(
             found.append("set model.gradient_checkpointing=true")
         elif most is None and fits(_set(lighter, field, least)):
             found.append(f"use {least} and set model.gradient_checkpointing=true")
-    return found or [f"not even {least} fits: {_SMALLER}"]
+    return found or [f"not even {least} fits: {_smaller(config)}"]
 
 
-_SMALLER = "set model.dtype=bfloat16 or model.load_in_4bit=true, or take a smaller model"
+def _smaller(config: BaseRun) -> str:
+    """Weights in fewer bits are for adapters only: they are not trained themselves."""
+    if config.model.init is not None:
+        return "take a smaller model"
+    first = "" if is_adapted(config) else "model.use_peft=true with "
+    return f"set {first}model.dtype=bfloat16 or model.load_in_4bit=true, or take a smaller model"
 
 
 def _largest(fits: Callable[[int], bool], start: int, least: int) -> int | None:

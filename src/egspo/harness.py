@@ -28,9 +28,9 @@ except ImportError as error:
     raise ImportError(MISSING) from error
 
 import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
+from egspo import launch
 from egspo.config import SamplerConfig
 from egspo.elbo import Pair, greedy_matches, log_likelihoods
 from egspo.ops import noise
@@ -85,7 +85,7 @@ class DiffusionLM(TemplateLM):
         super().__init__()
         self.batch_size = _positive("batch_size", batch_size)
         self.mc_num = _positive("mc_num", mc_num)
-        self.accelerator = Accelerator() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        self.accelerator = launch.accelerator() if launch.world_size() > 1 else None
         if self.accelerator is not None:
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             device = self.accelerator.device

@@ -10,8 +10,17 @@ from egspo.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay acts on matrices only."""
+    """AdamW over the trainable parameters; weight decay acts on matrices only.
+
+    Raises:
+        ValueError: if some are in 16 bits, in which most steps of a usual learning rate round to nothing.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if coarse := {str(p.dtype) for p in trainable} & {"torch.bfloat16", "torch.float16"}:
+        raise ValueError(
+            f"model.dtype: weights to be trained are in {coarse.pop()}, which rounds most updates away; set "
+            "model.use_peft=true, or model.dtype=float32 with model.bf16=true"
+        )
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},

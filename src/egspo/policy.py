@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from egspo import launch
 from egspo.config import ModelConfig, RLRun, parse_section
 from egspo.models import source, tiny
 from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
@@ -185,19 +186,22 @@ def build_policy(
     max_number_token: int | None = None,
     device: str | torch.device | None = None,
 ) -> Policy:
-    """The policy of a configuration; ``seed`` draws fresh weights and adapters."""
-    with torch.random.fork_rng():
+    """The policy of a configuration; ``seed`` draws fresh weights and adapters.
+
+    Without ``device`` it is that of this process: on a GPU the one of its rank (`egspo.launch.device`).
+    """
+    device = launch.device() if device is None else torch.device(device)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init is not None:
             tokenizer = tiny.build_tokenizer(max_number_token)
             model: nn.Module = tiny.build_model(config.init, tokenizer)
         else:
-            model, tokenizer = _load(config)
+            model, tokenizer = _load(config, device)
         if config.gradient_checkpointing:
             _recompute_activations(model)
         model = adapt(model, config, family_of(model.config.model_type))
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    launch.set_up(device, any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()))
     if not config.load_in_4bit:  # quantised weights are where they belong already
         model = model.to(device)
     name = f"fresh {config.init}" if config.init else config.model_name_or_path
@@ -227,12 +231,12 @@ def read_config(name: str) -> tuple[Path, Family]:
         raise ValueError(f"{FIELD}: {name!r}: {error}") from None
 
 
-def _load(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = config.model_name_or_path
     folder, family = read_config(name)
     tokenizer = load_tokenizer(folder, family.pretokenizer, family.chat_template)
     folder = source.locate(name, FIELD, (*source.SMALL, *source.WEIGHTS))
-    options = {"quantization_config": _four_bit(), "device_map": {"": 0}} if config.load_in_4bit else {}
+    options = {"quantization_config": _four_bit(), "device_map": {"": device}} if config.load_in_4bit else {}
     try:
         model = family.load(folder, config.dtype, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:

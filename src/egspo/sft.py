@@ -52,8 +52,8 @@ class SFTTrainer:
         self.canvases = torch.tensor(
             [policy.encode_completion(p.solution, length) for p in self.problems.prompts]
         )
-        optimizer = build_optimizer(policy.model, config.optim)
         policy.model.to(self.accelerator.device)
+        optimizer = build_optimizer(policy.model, config.optim)
         policy.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
         self._scoring = config.sampler.model_copy(update=_PLAIN)
 
@@ -148,10 +148,8 @@ class SFTTrainer:
 
     def _resume(self) -> tuple[int, bool, float]:
         """The step to go on from, whether the target had been reached, and the seconds taken up to there."""
-        steps = self.checkpoints.steps()
-        step, reached = 0, False
-        if steps:
-            step = steps[-1]
+        step, reached = self.checkpoints.last(), False
+        if step:
             reached = self.checkpoints.load(step, self.policy.model, self.optimizer)["reached"]
         return step, reached, self.folder.rewind(step)
 
@@ -162,10 +160,10 @@ class SFTTrainer:
             learned = self.task.name if self.task else self.config.sft.data or self.config.sft.dataset
             about = {"summary": f"sft on {learned}, from {self.policy.source}"}
             save_settings(target, self.task, self.config, about)
-        self.mirror.end()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             publish_finished(self.folder.path, self.config.tracking)
+        self.mirror.end()
         return target
 
 

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from egspo import launch
 from egspo.config import BaseRun, TrackingConfig, brought_up
 
 # What may differ between a run and its resumption.
@@ -121,9 +122,7 @@ def start_accelerator(config: BaseRun) -> Accelerator:
     folder = config.output_dir / "trackers"
     if config.tracking.run_name is not None:
         folder /= config.tracking.run_name
-    return Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=config.tracking.report_to or None, project_dir=str(folder)
-    )
+    return launch.accelerator(log_with=config.tracking.report_to or None, project_dir=str(folder))
 
 
 def write_evaluation(file: Path, summary: dict[str, Any], items: list[dict[str, Any]]) -> None:

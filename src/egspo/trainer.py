@@ -322,9 +322,8 @@ class Trainer:
 
     def _resume(self) -> tuple[int, float]:
         """The iteration to go on from, and the seconds taken up to there."""
-        steps = self.checkpoints.steps()
-        first = steps[-1] if steps else 0
-        if steps:
+        first = self.checkpoints.last()
+        if first:
             state = self.checkpoints.load(first, self.policy.model, self.optimizer)
             self.best, self.num_updates = state["best"], state["num_updates"]
             self.num_tokens = state["num_tokens"]
@@ -343,8 +342,8 @@ class Trainer:
             self.policy.save(target)
             about = {"summary": f"{self.objective.name} on {self.task.name}, from {self.policy.source}"}
             save_settings(target, self.task, self.config, about)
-        self.mirror.end()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             publish_finished(self.folder.path, self.config.tracking)
+        self.mirror.end()
         return target

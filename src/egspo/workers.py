@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from egspo import launch
+
 START = 60.0
 """Seconds that a worker may take to start."""
 MOST = 8
@@ -40,11 +42,12 @@ class Pool:
         factory: called without arguments in each worker, once; what it loads is shared by all calls.
         seconds: processor time of a call; by the clock it may take twice as much.
         megabytes: address space of a worker.
-        size: workers at a time; default: the cores there are. Each starts when it is first needed.
+        size: workers at a time; default: this process's share of the cores. Each starts when it is
+            first needed.
     """
 
     def __init__(self, factory: str, seconds: float, megabytes: int, size: int | None = None):
-        self.size = size or min(MOST, len(os.sched_getaffinity(0)))
+        self.size = size or min(MOST, launch.cores())
         self._limits = (factory, seconds, megabytes)
         self._forget()
         _POOLS.add(self)

@@ -72,7 +72,7 @@ def _saved(model: nn.Module, name: str) -> nn.Module:
     folder = adapter_folder(name)
     try:
         adapted = PeftModel(model, _settings(folder))
-        found = adapted.load_adapter(str(folder), "default", is_trainable=True)
+        found = adapted.load_adapter(str(folder), "default", is_trainable=True, torch_device="cpu")
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise _misfit(name, " ".join(str(error).split())) from None
     # PEFT would train what the file lacks from noise, and drop what the model lacks.

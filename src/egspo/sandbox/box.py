@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from egspo import launch
 from egspo.sandbox import isolation
 from egspo.sandbox.processes import ContainmentError, Starter
 from egspo.sandbox.records import Outcome, Program, SandboxConfig
@@ -39,7 +40,7 @@ class Sandbox:
         if not self._finalizer.alive:
             raise ValueError("the sandbox is closed; make another")
         different = list(dict.fromkeys(programs))
-        workers = self.config.workers or len(os.sched_getaffinity(0))
+        workers = self.config.workers or launch.cores()
         pool = self._state.pool(workers)
         outcomes = pool.map(self._judge, different)
         found = dict(zip(different, outcomes, strict=True))
