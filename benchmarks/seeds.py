@@ -14,7 +14,6 @@ make it anew.
 import argparse
 import gzip
 import json
-import math
 import os
 import shutil
 import statistics
@@ -23,8 +22,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# Two-sided 95 % points of Student's t by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+from egspo.ops.intervals import student_interval
 
 
 def main() -> None:
@@ -100,25 +98,19 @@ def read_row(target: Path, seed: int) -> dict:
     }
 
 
-def interval(values: list[float]) -> tuple[float, float | None, float | None]:
-    """Mean and its 95 % interval by Student's t, which one value has not."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None, None
-    half = T95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
 def write_table(folder: Path, label: str, rows: list[dict]) -> None:
-    mean, low, high = interval([row["gain"] for row in rows])
+    gains = [row["gain"] for row in rows]
+    mean, interval = statistics.fmean(gains), student_interval(gains)
     summary = {
         "label": label,
         "command": " ".join(["python", *sys.argv]),
         "rows": rows,
         "gain": mean,
-        "ci95": [low, high],
+        "ci95": interval,
     }
-    spread = "one seed" if low is None else f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    spread = "one seed"
+    if interval is not None:
+        spread = f"95 % interval {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     lines = [
         f"# {label}",

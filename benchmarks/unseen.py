@@ -17,6 +17,7 @@ from egspo.compare.results import Results
 from egspo.compare.summary import UNITS, reading, verdicts
 from egspo.config import ModelConfig, RLRun, parse_section
 from egspo.ops.paired import bootstrap_interval
+from egspo.seen import trained_on
 from egspo.settings import saved_task
 
 
@@ -46,9 +47,8 @@ def unseen(results: Results) -> torch.Tensor:
         registry.make_task(parse_section(RLRun, "task", values))
         for values in (saved_task(ModelConfig(**base["model"])), base["task"])
     )
-    trained_on = set(earlier.keys("train"))
     limit = base.get("eval", {}).get("limit")
-    return torch.tensor([key not in trained_on for key in task.keys("test")[:limit]])
+    return ~torch.tensor(trained_on(earlier, task, "test")[:limit])
 
 
 def table(results: Results, kind: str, limit: float, against: str, new: torch.Tensor) -> list[str]:
@@ -59,12 +59,14 @@ def table(results: Results, kind: str, limit: float, against: str, new: torch.Te
             solved[trial.label] = dict(zip(points, verdicts(points, list(points)), strict=True))
     rows = []
     for label, by_seed in solved.items():
-        every, both = torch.stack(list(by_seed.values())), sorted(set(by_seed) & set(solved[against]))
+        every = torch.stack(list(by_seed.values()))
+        both = sorted(set(by_seed) & set(solved.get(against, {})))
         cells = [label, str(len(by_seed)), f"{every[:, new].mean():.1%}", f"{every[:, ~new].mean():.1%}", ""]
         if label != against and both:
             paired = torch.stack([by_seed[seed] - solved[against][seed] for seed in both])[:, new]
-            low, high = bootstrap_interval(paired)
-            cells[-1] = f"{100 * paired.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            interval = bootstrap_interval(paired)
+            spread = f" ({100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})" if interval else ""
+            cells[-1] = f"{100 * paired.mean():+.1f}{spread}"
         rows.append((float(every[:, new].mean()), cells))
     head = [
         "| method | seeds | not seen | seen | difference on those not seen, 95 % |",

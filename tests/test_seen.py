@@ -56,6 +56,23 @@ def test_other_settings_without_a_problem_in_common_are_no_matter():
     assert seen(saved(countdown()), countdown(num_numbers=2)) == ""
 
 
+def test_sudokus_with_a_solution_that_was_trained_on_are_counted():
+    """Its splits share no solution; hardly a puzzle comes twice."""
+    sizes = {"num_train": 400, "num_validation": 50, "num_test": 60}
+    before, now = (registry.load_task("sudoku", seed=seed, **sizes) for seed in (0, 1))
+    trained = {prompt.fields["solution"] for prompt in before.load("train")}
+    counts = {
+        split: sum(prompt.fields["solution"] in trained for prompt in now.load(split))
+        for split in ("validation", "test")
+    }
+    assert min(counts.values()) > 0
+    assert seen(saved(before), now) == (
+        f"the model was trained on the solutions of {counts['validation']} of 50 validation problems and "
+        f"{counts['test']} of 60 test problems before (task.seed: 0 then, 1 now)"
+    )
+    assert seen(saved(before), registry.load_task("sudoku", seed=0, **sizes | {"num_train": 300})) == ""
+
+
 def test_a_public_file_may_hold_what_was_trained_on(tmp_path: Path):
     task = countdown()
     fields = task.load("train")[0].fields
@@ -65,7 +82,7 @@ def test_a_public_file_may_hold_what_was_trained_on(tmp_path: Path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = seen(saved(task), countdown(data=file))
     # The file replaces the test problems, so that those that were held out in its place may be seen as well.
-    assert re.search(r"\b1 of 2 test problems before \(task.data: None then, .*test.jsonl now\)", told)
+    assert re.search(r"\b1 of 2 test problems before \(task.data: not known then, .*test.jsonl now\)", told)
 
 
 def test_what_cannot_be_told_is_not_said(tmp_path: Path):

@@ -18,8 +18,6 @@ HEAD = (
 
 
 SETUP = "setup.json"
-FIXED = ("model", "task", "sampler", "seed", "batches", "blocks", "completions", "reference")
-"""What all measurements of a folder share."""
 
 
 def summarise(store: Store, arms: Sequence[Arm], plan: Plan, about: dict[str, Any]) -> dict[str, Any]:

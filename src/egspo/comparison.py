@@ -1,6 +1,5 @@
 """The command ``egspo compare``: checks the whole comparison first, then makes it."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -26,7 +25,9 @@ def compare(
     against: Annotated[
         str | None, typer.Option(help="method to pair the others with; default: the first of --objectives")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; default: one a core")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs at a time; default: one a core, one in all beside a GPU")
+    ] = None,
     no_search: Annotated[bool, typer.Option("--no-search", help="take all settings as they are")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check all runs; start none")] = False,
     out: Annotated[
@@ -39,6 +40,7 @@ def compare(
     """
     from egspo.compare.conduct import compare as conduct
     from egspo.compare.conduct import num_runs
+    from egspo.compare.jobs import default_at_once
     from egspo.compare.plan import Plan, parse_budget
     from egspo.compare.results import Results
     from egspo.compose import split_settings
@@ -63,5 +65,5 @@ def compare(
         typer.echo(f"note: {plan.seen}")
     command = shlex.join(["egspo", *sys.argv[1:]])
     with Screen("compare", total) as screen:
-        table = conduct(plan, numbers, out, jobs or os.cpu_count() or 1, against, command, screen.advance)
+        table = conduct(plan, numbers, out, jobs or default_at_once(), against, command, screen.advance)
     typer.echo(f"{table}\nreport: {write_report([out], out / 'report.html')}")

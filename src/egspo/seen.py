@@ -1,4 +1,7 @@
-"""Held-out problems that a model was trained on before: what it solves of them is no evidence."""
+"""Held-out problems that a model was trained on before: what it solves of them is no evidence.
+
+Counted by what the splits of the task keep apart: problems, or their solutions.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,16 +41,22 @@ def seen(saved: Mapping[str, Any], task: Task) -> str:
     if not differing:
         return ""
     try:
-        trained_on = set(earlier.keys("train"))
-        keys = {split: task.keys(split) for split in HELD_OUT}
+        known = {split: trained_on(earlier, task, split) for split in HELD_OUT}
     except (ValueError, OSError):  # a file is gone, or the hub does not answer
         return ""
-    both = {split: sum(key in trained_on for key in keys[split]) for split in HELD_OUT}
-    counts = [f"{both[split]} of {len(keys[split])} {split} problems" for split in HELD_OUT if both[split]]
+    counts = [f"{sum(of)} of {len(of)} {split} problems" for split, of in known.items() if any(of)]
     if not counts:
         return ""
-    settings = ", ".join(f"task.{key}: {there[key]} then, {here[key]} now" for key in differing)
-    return f"the model was trained on {' and '.join(counts)} before ({settings})"
+    # Which file was given as data is not saved with a model.
+    then = {key: "not known" if key == "data" else there[key] for key in differing}
+    settings = ", ".join(f"task.{key}: {then[key]} then, {here[key]} now" for key in differing)
+    return f"the model was trained on {task.told_apart_by}{' and '.join(counts)} before ({settings})"
+
+
+def trained_on(earlier: ProblemTask, task: ProblemTask, split: str) -> list[bool]:
+    """Of each problem of a split, whether it has in common with one of training what no two splits share."""
+    known = set().union(*earlier.apart("train"))
+    return [not known.isdisjoint(of) for of in task.apart(split)]
 
 
 def _earlier(saved: Mapping[str, Any], task: Task) -> ProblemTask | None:

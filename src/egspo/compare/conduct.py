@@ -32,7 +32,7 @@ def compare(
     results, total = Results(folder), num_runs(plan, seeds, folder)
     results.open(plan)
     jobs, measured = Jobs(max(1, min(at_once, total))), None
-    if plan.config.seconds and total and results.trials:
+    if plan.config.seconds and total:
         progress(0, "the speed of this machine")
         measured = slowdown(plan, results, against, jobs)
         jobs.slowdown = measured or 1.0

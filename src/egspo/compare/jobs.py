@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 
+import torch
+
 from egspo.compare import RunFailed
 from egspo.compare.plan import Run
 from egspo.tracking import write_whole
@@ -24,6 +26,11 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def default_at_once() -> int:
+    """One run a core; one in all where there is a GPU, on which they would crowd."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 class Jobs:
@@ -70,7 +77,7 @@ class Jobs:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=ENVIRONMENT | os.environ,
+                    env=os.environ | ENVIRONMENT,
                 )
                 self._running.add(process)
             process.wait()

@@ -21,7 +21,7 @@ from egspo.compare.worker import read_curve
 from egspo.tracking import differences, write_whole
 
 SLOWDOWN = "  # seconds / "
-"""Between a command and what the seconds of its machine were divided by (`egspo.compare.speed`)."""
+"""Between a command and what the seconds of its machines were divided by (`egspo.compare.speed`)."""
 
 
 class Results:
@@ -110,12 +110,15 @@ class Results:
         return {seed: read_curve(file) for seed, file in sorted((_seed(file), file) for file in files)}
 
     def commands(self, command: str, slowdown: float | None) -> list[str]:
-        """Commands that the folder is made by, in order, ``command`` the last; each with the slowdown of its
-        machine where that was measured."""
-        earlier = self._read("comparison.json", {}).get("commands", [])
-        known = {told.split(SLOWDOWN)[0]: told for told in earlier}
-        told = known.pop(command, command)
-        return [*known.values(), told if slowdown is None else f"{command}{SLOWDOWN}{slowdown:.2f}"]
+        """Commands that the folder is made by, as they came first; behind each what seconds were divided by,
+        one number for each time that it was measured, and 1.00 if it was begun without."""
+        told = self._read("comparison.json", {}).get("commands", [command])
+        known = {name: divisors for name, _, divisors in (line.partition(SLOWDOWN) for line in told)}
+        if slowdown is not None:
+            before = [known[command] or "1.00"] if command in known else []
+            known[command] = ", ".join([*before, f"{slowdown:.2f}"])
+        known.setdefault(command, "")
+        return [name + (SLOWDOWN + divisors if divisors else "") for name, divisors in known.items()]
 
     def write(self, comparison: dict[str, Any], table: str) -> None:
         self._write("comparison.json", comparison)

@@ -144,7 +144,7 @@ def table(comparison: dict[str, Any], title: str) -> str:
         lines[-1] += (
             f" Seconds are those of the machine of the first command; after `{SLOWDOWN.strip()}` stands how "
             "many times as long another took for what the folder held already, by which its seconds are "
-            "divided."
+            "divided; several numbers if the command was begun more than once."
         )
     for kind, rows in budgets.items():
         lines += [

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from egspo.ops.intervals import Interval, student_mass
+from egspo.ops.intervals import Z95, Interval, student_mass, student_t
 
 DRAWS = 10_000
 
@@ -18,15 +18,18 @@ def bootstrap_interval(
     """95 % percentile interval of the mean difference over all seeds and all problems; None for one seed.
 
     Seeds and problems are crossed, so each is drawn anew with replacement on its own (Owen, "The pigeonhole
-    bootstrap", Annals of Applied Statistics 1, 2007). Drawing from n seeds finds ``(n - 1) / n`` of their
-    variance; seeds are therefore spread around their mean by ``sqrt(n / (n - 1))`` first.
+    bootstrap", Annals of Applied Statistics 1, 2007). Drawing from n seeds finds ``(n - 1) / n`` of the
+    variance of their means, and few seeds tell it badly. These means are therefore first spread around their
+    own by ``sqrt(n / (n - 1)) t / 1.96``, with Student's t of n - 1 degrees of freedom: where problems vary
+    little, the interval is about Student's over seeds.
     """
     n, problems = differences.shape
     if n < 2:
         return None
     values = differences.double()
-    centre = values.mean(0, keepdim=True)
-    values = centre + math.sqrt(n / (n - 1)) * (values - centre)
+    of_seeds = values.mean(1, keepdim=True)
+    spread = math.sqrt(n / (n - 1)) * student_t(n - 1) / Z95
+    values = values + (spread - 1) * (of_seeds - of_seeds.mean())
     means = torch.empty(draws, dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

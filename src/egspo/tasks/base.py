@@ -24,9 +24,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="file name of the task")
-    path: Path | None = Field(
-        None, description="Python file with a class Task of one's own, instead of a name"
-    )
+    path: Path | None = Field(None, description="Python file with one's own class Task, instead of a name")
     data: Path | None = Field(None, description="file of problems to use as the test split")
     seed: int = Field(0, ge=0, description="seed of generated problems and of the split")
     prompt: PromptStyle = Field(
@@ -59,9 +57,7 @@ class TaskConfig(BaseModel):
 class GeneratedConfig(TaskConfig):
     """Settings of a task that generates its problems, and may read them from files instead."""
 
-    num_train: int = Field(
-        20_000, ge=1, description="generated training problems, unless train_data is given"
-    )
+    num_train: int = Field(20_000, ge=1, description="generated to train on, unless train_data is given")
     num_validation: int = Field(500, ge=1, description="generated validation problems")
     num_test: int = Field(1_000, ge=1, description="generated test problems, unless data is given")
     train_data: Path | None = Field(None, description="file of training problems (.jsonl or .csv, also .gz)")
@@ -180,9 +176,7 @@ class Task(ABC):
     def validate(self, split: str = "test", limit: int | None = None) -> list[str]:
         """Complaints about gold answers that the grader refuses; empty if all is well."""
         prompts = [prompt for prompt in self.load(split)[:limit] if prompt.solution is not None]
-        grades = self.grade_all(
-            [prompt.solution for prompt in prompts], [prompt.fields for prompt in prompts]
-        )
+        grades = self.grade_all([p.solution for p in prompts], [p.fields for p in prompts])
         pairs = zip(prompts, grades, strict=True)
         return [f"{prompt.id}: {grade.reason}" for prompt, grade in pairs if not grade.correct]
 
@@ -200,6 +194,8 @@ Problem = tuple[dict[str, Any], str | None]
 
 class ProblemTask(Task):
     """A task whose problems are fields of a row, a question about them and, if known, a solution."""
+
+    told_apart_by: ClassVar[str] = ""
 
     @abstractmethod
     def _parse(self, row: Row, split: str) -> Problem | None:
@@ -220,6 +216,10 @@ class ProblemTask(Task):
     def keys(self, split: str) -> list[Hashable]:
         """What tells each problem of a split from others, whatever its prompt or solution looks like."""
         return [self._key(prompt.fields) for prompt in self.load(split)]
+
+    def apart(self, split: str) -> list[set[Hashable]]:
+        """Of each problem, what none of another split has; `told_apart_by` names it if not the problem."""
+        return [{key} for key in self.keys(split)]
 
     def _completion(self, solution: str) -> str:
         """A solution as the completion that SFT trains on."""

@@ -11,7 +11,7 @@ whose solution also solves some test puzzle (only the puzzles themselves are dro
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache, lru_cache
 from typing import Any, ClassVar
 
@@ -78,6 +78,11 @@ class Task(base.GeneratedTask):
     Config = Config
     prompts = ("instruct", "compact", "paper")
     paper_count = "cells"
+    told_apart_by = "the solutions of "
+
+    def apart(self, split: str) -> list[set[Hashable]]:
+        """Of each puzzle, all its solutions."""
+        return [set(_texts(solutions(prompt.fields["puzzle"]))) for prompt in self.load(split)]
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         puzzle = str(fields.get("puzzle"))
@@ -169,9 +174,8 @@ class Task(base.GeneratedTask):
         order = np.random.default_rng([self.config.seed, len(SPLITS)]).permutation(NUM_GRIDS)
         test = order[: NUM_GRIDS // 6]
         if self.config.data is not None:
-            puzzles = [prompt.fields["puzzle"] for prompt in self._load("test")]
-            used = {bytes(grid) for puzzle in puzzles for grid in solutions(puzzle)}
-            test = np.array([i for i, grid in enumerate(grids()) if bytes(grid) in used])
+            used = set().union(*self.apart("test"))
+            test = np.array([i for i, grid in enumerate(_texts(grids())) if grid in used])
         rest = order[~np.isin(order, test)]
         if len(rest) < 5:
             raise ValueError(
