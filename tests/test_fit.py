@@ -109,7 +109,7 @@ def test_sft_names_its_batch(tmp_path: Path):
     config = runs.sft_config(tmp_path, "model.init=tiny-1m")
     memory = predict(config, PROMPT)
     (line,) = refusals(config, memory.resident + memory.gradients + memory.activations // 2)
-    assert line.startswith("sft.batch_size: 64 needs ")
+    assert line.startswith("sft.microbatch_size: 256 needs ")
     assert "use at most " in line
 
 

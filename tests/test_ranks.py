@@ -72,7 +72,8 @@ def both(base: Path, tmp_path_factory) -> dict[str, Path]:
     for name, folder in folders.items():
         if name == "sft":
             runs.sft(folder / "one", *SFT)
-            config = runs.sft_config(folder, *SFT)
+            # Shares of 5 and 4 examples: three microbatches on one rank, two on the other.
+            config = runs.sft_config(folder, *SFT, "sft.microbatch_size=2")
         else:
             settings = rl_settings(name, base)
             runs.trainer(folder / "one", *settings).train()

@@ -28,11 +28,11 @@ from egspo.doctor import doctor
 from egspo.sandbox import ContainmentError
 
 INTERRUPTED = 130
-LIGHTER = (
-    "Take fewer rows a pass: --batch-size of eval; train.microbatch_size, train.rollout_batch_size and "
-    "eval.batch_size of a run. The same command goes on from the last checkpoint."
-)
 """Exit code that typer gives a command stopped by Ctrl-C."""
+LIGHTER = (
+    "Take fewer rows a pass: --batch-size of eval; train.microbatch_size, sft.microbatch_size, "
+    "train.rollout_batch_size and eval.batch_size of a run, which goes on from its last checkpoint."
+)
 FAILURES = (errno.ENOSPC, errno.EIO, errno.ENOMEM)
 """What the system may refuse although the user got nothing wrong."""
 

@@ -17,6 +17,7 @@ GIB = 2**30
 NUM_SAMPLED = 256
 """Prompts that are tokenised to know their length."""
 UPDATE = "train.microbatch_size"
+SFT_UPDATE = "sft.microbatch_size"
 ROWS = {
     "update": (UPDATE, "an update"),
     "rollout": ("train.rollout_batch_size", "a rollout"),
@@ -144,7 +145,7 @@ def refuse(config: BaseRun, memory: Memory, available: int, ranks: int = 1) -> N
     for phase, (field, words) in ROWS.items():
         needed = memory.resident + getattr(memory, phase)
         if needed > available:
-            field = "sft.batch_size" if isinstance(config, SFTRun) and field == UPDATE else field
+            field = SFT_UPDATE if isinstance(config, SFTRun) and field == UPDATE else field
             remedies = _remedies(config, memory, available, ranks, field, phase)
             problems.append(
                 f"{field}: {_get(config, field)} needs {gib(getattr(memory, phase))} GiB for {words}, "
@@ -163,20 +164,18 @@ def _remedies(
         found = predict(other, memory.load.prompt, ranks, [phase])
         return found.resident + getattr(found, phase) <= available
 
-    least = ranks if field == "sft.batch_size" else 1
-    scale = least if phase == "update" else 1
-    start = min(_get(config, field), getattr(memory.load, f"{phase}_rows") * scale)
+    start = min(_get(config, field), getattr(memory.load, f"{phase}_rows"))
     found = []
-    most = _largest(lambda n: fits(_set(config, field, n)), start, least)
+    most = _largest(lambda n: fits(_set(config, field, n)), start)
     if most is not None:
         found.append(f"use at most {most}")
     if phase == "update" and not config.model.gradient_checkpointing:
         lighter = _set(config, "model.gradient_checkpointing", True)
         if fits(lighter):
             found.append("set model.gradient_checkpointing=true")
-        elif most is None and fits(_set(lighter, field, least)):
-            found.append(f"use {least} and set model.gradient_checkpointing=true")
-    return found or [f"not even {least} fits: {_smaller(config)}"]
+        elif most is None and fits(_set(lighter, field, 1)):
+            found.append("use 1 and set model.gradient_checkpointing=true")
+    return found or [f"not even 1 fits: {_smaller(config)}"]
 
 
 def _smaller(config: BaseRun) -> str:
@@ -187,14 +186,14 @@ def _smaller(config: BaseRun) -> str:
     return f"set {first}model.dtype=bfloat16 or model.load_in_4bit=true, or take a smaller model"
 
 
-def _largest(fits: Callable[[int], bool], start: int, least: int) -> int | None:
-    """The first half of a half of … that fits; dry runs cost seconds, so the least is tried first."""
-    if start <= least or not fits(least):
+def _largest(fits: Callable[[int], bool], start: int) -> int | None:
+    """The first half of a half of … that fits; dry runs cost seconds, so 1 is tried first."""
+    if start <= 1 or not fits(1):
         return None
     value = start // 2
-    while value > least and not fits(value):
+    while value > 1 and not fits(value):
         value //= 2
-    return max(value, least)
+    return value
 
 
 def _too_much_stays(config: BaseRun, memory: Memory, available: int, ranks: int) -> str:

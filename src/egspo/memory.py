@@ -107,10 +107,11 @@ def is_adapted(config: BaseRun) -> bool:
 def load_of(config: BaseRun, prompt: int, ranks: int = 1) -> Load:
     """The largest microbatch, rollout and validation that a configuration leads to on one rank."""
     if isinstance(config, SFTRun):
-        rows = -(-config.sft.batch_size // ranks)
+        share = -(-config.sft.batch_size // ranks)
+        rows = min(share, config.sft.microbatch_size)
         validated = _validation_rows(config, ranks) if config.sft.eval_steps else 0
         length = config.sampler.max_completion_length
-        return Load(prompt, rows, length, False, validation_rows=validated)
+        return Load(prompt, rows, length, share > rows, validation_rows=validated)
     train = config.train
     completions = max(1, train.prompts_per_step // ranks) * train.num_generations
     rows, canvases, places = _canvases(config, completions, ranks)

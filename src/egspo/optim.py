@@ -1,6 +1,7 @@
 """AdamW and its learning-rate schedule."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -49,6 +50,11 @@ def learning_rate(config: OptimConfig, update: int, total: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def exchanged_if(last: bool, accelerator: Accelerator, model: nn.Module) -> AbstractContextManager:
+    """Ranks add up their gradients in the backward pass of a step's last microbatch only."""
+    return nullcontext() if last else accelerator.no_sync(model)
 
 
 def apply_gradients(

@@ -224,6 +224,9 @@ class SFTConfig(Section):
 
     max_steps: int = Field(1000, ge=1)
     batch_size: int = Field(64, ge=1, description="examples an optimizer step, over all ranks")
+    microbatch_size: int = Field(
+        256, ge=1, description="examples a forward pass of a rank; changes no gradient but by dropout's draws"
+    )
     data: Path | None = Field(
         None,
         description="JSON lines with prompt and completion, or messages; default: the task's own solutions",

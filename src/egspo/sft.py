@@ -14,9 +14,9 @@ from egspo.checkpoint import Checkpoints
 from egspo.config import SFTRun
 from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs, solved
 from egspo.evaluation import validate
-from egspo.likelihood import score
+from egspo.likelihood import microbatches, score
 from egspo.ops import masking, noise
-from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
+from egspo.optim import apply_gradients, build_optimizer, exchanged_if, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
 from egspo.rollout import check_sampler, pad_prompts
@@ -100,21 +100,30 @@ class SFTTrainer:
         rate = learning_rate(self.config.optim, step, self.config.sft.max_steps)
         set_learning_rate(self.optimizer, rate)
         self.policy.model.train()
-        views, level = self._batch(step)
         with self._dropout_noise(step):
-            scores = score(self.policy, views, self._scoring)
-        losses = masking.diffusion_loss(scores.token_logp[:, 0], views.scored[:, 0], level)
-        loss = losses.sum() / self.config.sft.batch_size
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+            loss = self._backward(*self._batch(step))
         norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
         self.policy.model.eval()
         return {
-            "loss/sft": float(self.accelerator.reduce(loss.detach(), "sum")),
+            "loss/sft": float(self.accelerator.reduce(loss, "sum")),
             "optim/grad_norm": norm,
             "optim/learning_rate": rate,
             "time/update": time.monotonic() - started,
             "memory/peak_gb": peak_memory_gb(),
         }
+
+    def _backward(self, views: Views, level: Float[Tensor, "batch"]) -> Float[Tensor, ""]:
+        """Adds up gradients over microbatches; returns this rank's part of the loss."""
+        size, total = self.config.sft.microbatch_size, torch.zeros((), device=level.device)
+        chunks = list(zip(microbatches(views, size), level.split(size), strict=True))
+        for k, (chunk, levels) in enumerate(chunks):
+            with exchanged_if(k == len(chunks) - 1, self.accelerator, self.policy.model):
+                scores = score(self.policy, chunk, self._scoring)
+                losses = masking.diffusion_loss(scores.token_logp[:, 0], chunk.scored[:, 0], levels)
+                loss = losses.sum() / self.config.sft.batch_size
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        return total
 
     @contextmanager
     def _dropout_noise(self, step: int) -> Iterator[None]:

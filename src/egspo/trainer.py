@@ -8,7 +8,6 @@ microbatch size nor the number of ranks changes a gradient.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from egspo.external import RewardFunc
 from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
 from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts, warnings
 from egspo.ops import noise
-from egspo.optim import apply_gradients, build_optimizer, learning_rate, set_learning_rate
+from egspo.optim import apply_gradients, build_optimizer, exchanged_if, learning_rate, set_learning_rate
 from egspo.policy import Policy
 from egspo.publish import publish_finished
 from egspo.replay import Replay
@@ -192,7 +191,7 @@ class Trainer:
         if rounds == 0:
             return
         for k in range(rounds):
-            with self._synchronised_if(k == rounds - 1):
+            with exchanged_if(k == rounds - 1, self.accelerator, self.policy.model):
                 loss = self._loss(chunks[k], meter) if k < len(chunks) else self._idle_loss(views)
                 self.accelerator.backward(loss * self.accelerator.num_processes)
         norm = apply_gradients(self.accelerator, self.policy.model, self.optimizer, self.config.optim)
@@ -277,9 +276,6 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return rewards
         return map_tensors(rewards, self.accelerator.gather)
-
-    def _synchronised_if(self, last: bool):
-        return nullcontext() if last else self.accelerator.no_sync(self.policy.model)
 
     # ---- records -------------------------------------------------------------------------------------
 
