@@ -1,14 +1,11 @@
 """Finished completions and made-up log-probabilities, for tests of objectives that draw their own views."""
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-import runs
 from egspo.types import Rewards, Scores, Steps, Trajectory, Views
 
 MASK = 99
@@ -90,47 +87,3 @@ def assert_same_loss(objective, views: Views, scores: Tensor, ref: Tensor | None
     (left,), (right,) = torch.autograd.grad(loss, ours), torch.autograd.grad(expected, theirs)
     torch.testing.assert_close(left * views.scored, right * views.scored, rtol=0, atol=1e-10)
     assert torch.count_nonzero(left)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Canvases of one iteration: with gradients, as logged, for the old policy, for the reference."""
-
-    trained: int
-    logged: int
-    old: int
-    reference: int
-
-
-def by_turns_in_the_first_half(prompts, completions, **columns) -> list[float]:
-    """1 and 0 by turns for the first half of the completions, 1 for all others."""
-    return [float(i % 2 == 0 or i >= len(prompts) // 2) for i in range(len(prompts))]
-
-
-def cost_of_an_iteration(folder: Path, name: str, passes: int, *settings: str) -> Cost:
-    """What the models of a toy run are asked for: 4 groups of 4, rewards differing within two of them."""
-    trainer = runs.trainer(
-        folder,
-        f"objective.name={name}",
-        f"train.num_iterations={passes}",
-        "train.max_steps=1",
-        *settings,
-        reward_funcs=[by_turns_in_the_first_half],
-    )
-    seen = Counter()
-
-    def count(module, positional, named, output) -> None:
-        own = module is trainer.policy.model
-        who = "reference" if not own else "trained" if torch.is_grad_enabled() else "other"
-        seen[who] += len(named["input_ids"])
-
-    trainer.policy.model.register_forward_hook(count, with_kwargs=True)
-    if trainer.config.objective.beta:
-        with trainer.policy.reference() as frozen:
-            frozen.model.register_forward_hook(count, with_kwargs=True)
-    trainer.train()
-    (row,) = runs.rows(folder)
-    # The rollout evaluates each of 16 completions once a step, of which there are 2.
-    rollout = int(16 * row["rollout/steps_taken"])
-    logged = int(row["update/canvases"])
-    return Cost(seen["trained"], logged, seen["other"] - rollout, seen["reference"])

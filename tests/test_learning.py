@@ -22,6 +22,11 @@ OWN = {
     "just_grpo": ["sampler.remasking=left_to_right"],
     "mdpo": ["objective.num_selected_steps=2"],
     "vospo": ["objective.num_selected_steps=1", "sampler.remasking=top_prob"],
+    "vospo+positions": [
+        "objective.num_selected_steps=1",
+        "sampler.remasking=low_confidence",
+        "sampler.score_positions=true",
+    ],
 }
 
 
@@ -35,13 +40,13 @@ def base(tmp_path_factory) -> Path:
 
 def rewards(folder: Path, base: Path, name: str, *overrides: str) -> tuple[float, float]:
     """Mean reward of the first three iterations and of the last ten."""
-    objective = [f"objective.name={name}", *OWN.get(name, [])]
+    objective = [f"objective.name={name.partition('+')[0]}", *OWN.get(name, [])]
     lines = runs.train(folder, *runs.from_base(base), *BUDGET, *objective, *overrides)
     values = [line["reward/mean"] for line in lines]
     return sum(values[:3]) / 3, sum(values[-10:]) / 10
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, "vospo+positions"])
 def test_an_objective_learns(name: str, base: Path, tmp_path: Path):
     first, last = rewards(tmp_path, base, name)
     assert first < 0.55

@@ -13,7 +13,6 @@ from sequences import (
     DOUBLE,
     MASK,
     assert_same_loss,
-    cost_of_an_iteration,
     draw_views,
     literal_token_loss,
     make_rewards,
@@ -145,18 +144,6 @@ def test_equal_log_probabilities_on_all_canvases_are_those_of_diffu_grpo():
     torch.testing.assert_close(ours.loss, theirs.loss)
     for key, (total, count) in theirs.metrics.items():
         assert ours.metrics[key] == (pytest.approx(total), count)
-
-
-@pytest.mark.parametrize(("passes", "beta", "pairs"), [(1, 0.0, 1), (2, 0.01, 1), (1, 0.0, 2)])
-def test_three_canvases_a_sample_and_pass(tmp_path, passes, beta, pairs):
-    settings = f"objective.beta={beta}", f"objective.num_pairs={pairs}"
-    cost = cost_of_an_iteration(tmp_path, "coupled_grpo", passes, *settings)
-    most = passes * (16 if beta else 8) * (1 + 2 * pairs)
-    # Of two tokens a mask covers both, or none, in half of the draws: one canvas of the pair is idle then.
-    assert most / 2 < cost.trained == cost.logged <= most
-    assert cost.reference == (cost.trained if beta else 0)
-    assert cost.old == (cost.trained if passes > 1 else 0)
-    assert make_objective(num_pairs=pairs).num_views(None) == 1 + 2 * pairs
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from sequences import (
     DOUBLE,
     MASK,
     assert_same_loss,
-    cost_of_an_iteration,
     draw_views,
     literal_token_loss,
     make_rewards,
@@ -135,16 +134,6 @@ def test_its_gradient_is_that_of_the_mean_field_likelihood():
     leaf = logp.requires_grad_()
     (gradient,) = torch.autograd.grad(objective.loss(scores_of(leaf), None, views).loss, leaf)
     torch.testing.assert_close(gradient * views.scored, -weight * views.scored)
-
-
-@pytest.mark.parametrize(("passes", "beta"), [(1, 0.0), (3, 0.0), (2, 0.1)])
-def test_one_canvas_a_sample_and_pass(tmp_path, passes, beta):
-    # 8 of 16 samples have an advantage; a KL term asks for all of them, and for the reference.
-    cost = cost_of_an_iteration(tmp_path, "diffu_grpo", passes, f"objective.beta={beta}")
-    samples = 16 if beta else 8
-    assert cost.trained == cost.logged == passes * samples
-    assert cost.old == (passes * samples if passes > 1 else 0)
-    assert cost.reference == (passes * samples if beta else 0)
 
 
 @pytest.mark.parametrize(

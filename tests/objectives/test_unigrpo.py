@@ -10,7 +10,6 @@ from sequences import (
     DOUBLE,
     MASK,
     assert_same_loss,
-    cost_of_an_iteration,
     draw_views,
     literal_token_loss,
     make_rewards,
@@ -119,16 +118,6 @@ def test_an_update_of_which_nothing_was_masked_has_a_loss_of_zero(aggregation):
     normal = normalised(objective, views)
     assert torch.count_nonzero(normal.weight) == 0
     assert not objective.active(normal).any()
-
-
-@pytest.mark.parametrize(("passes", "beta"), [(1, 0.0), (4, 0.1)])
-def test_at_most_one_canvas_a_sample_and_pass(tmp_path, passes, beta):
-    cost = cost_of_an_iteration(tmp_path, "unigrpo", passes, f"objective.beta={beta}")
-    samples = 16 if beta else 8
-    assert 0 < cost.trained == cost.logged <= passes * samples
-    assert cost.reference == (cost.trained if beta else 0)
-    # Views of which nothing was masked are not evaluated for the old policy either.
-    assert cost.old == (cost.trained if passes > 1 else 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from egspo.objectives import diffu_grpo, wd1
 from sequences import (
     DOUBLE,
     assert_same_loss,
-    cost_of_an_iteration,
     draw_views,
     make_rewards,
     make_trajectory,
@@ -101,13 +100,6 @@ def test_metrics_are_log_probabilities_a_token_of_what_is_raised_and_lowered():
     # Samples 0 and 3 (4 tokens and 1) are raised, 1 and 2 (2 and 3) lowered.
     assert metrics["loss/logp_raised"] == (pytest.approx(float(logp[[0, 3]].sum())), 5.0)
     assert metrics["loss/logp_lowered"] == (pytest.approx(float(logp[[1, 2]].sum())), 5.0)
-
-
-@pytest.mark.parametrize("passes", [1, 3])
-def test_one_canvas_a_sample_and_pass_and_no_other_policy(tmp_path, passes):
-    cost = cost_of_an_iteration(tmp_path, "wd1", passes)
-    assert cost.trained == cost.logged == 8 * passes
-    assert (cost.old, cost.reference) == (0, 0)
 
 
 def test_a_reference_is_refused(tmp_path):
