@@ -65,3 +65,15 @@ def test_settings_reach_the_optimizer():
 
 def test_a_model_of_vectors_alone_has_one_group():
     assert len(build_optimizer(nn.LayerNorm(3), OptimConfig()).param_groups) == 1
+
+
+def test_weights_as_they_are_stored_may_be_too_coarse_to_train():
+    """``model.dtype=auto``: only the loaded weights tell."""
+    model = nn.Linear(2, 2).to(torch.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"^model\.dtype: .* torch\.bfloat16, which rounds most updates away; set"
+    ):
+        build_optimizer(model, OptimConfig())
+    model.requires_grad_(False)
+    model.adapter = nn.Linear(2, 2)
+    assert len(build_optimizer(model, OptimConfig()).param_groups) == 2

@@ -24,6 +24,9 @@ from egspo.sections import (
 )
 from egspo.tasks.base import TaskConfig
 
+IN_32_BITS = "model.use_peft=true, or model.dtype=float32 with model.bf16=true"
+"""How weights are trained that 16 bits would round."""
+
 
 class BaseRun(Section):
     output_dir: Path
@@ -62,7 +65,7 @@ class BaseRun(Section):
         if model.dtype in ("bfloat16", "float16"):
             return [
                 f"model.dtype: {model.dtype!r} without an adapter rounds most updates of the weights away; "
-                "set model.use_peft=true, or model.dtype=float32 with model.bf16=true"
+                f"set {IN_32_BITS}"
             ]
         return []
 

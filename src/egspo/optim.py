@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from egspo.config import OptimConfig
+from egspo.config import IN_32_BITS, OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     if coarse := {str(p.dtype) for p in trainable} & {"torch.bfloat16", "torch.float16"}:
         raise ValueError(
             f"model.dtype: weights to be trained are in {coarse.pop()}, which rounds most updates away; set "
-            "model.use_peft=true, or model.dtype=float32 with model.bf16=true"
+            f"{IN_32_BITS}"
         )
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
