@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import runs
+from egspo.compose import merge
 from egspo.policy import load_policy
-from egspo.settings import each_task, precision_of, without_code
+from egspo.settings import each_task, eval_batch_size, precision_of, samplers_of, without_code
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZES = {"num_train": 50, "num_validation": 10, "num_test": 10}
@@ -17,9 +18,9 @@ OWN = {"prompt": "compact", "num_digits": 3, **SIZES}
 REWARD = "def f(completions, **_):\n    return [float(len(text)) for text in completions]\n"
 
 
-def train(folder: Path, task: dict) -> Path:
+def train(folder: Path, task: dict, **settings: dict) -> Path:
     """A run of one iteration in ``folder/run``."""
-    values = runs.RL | {"output_dir": str(folder / "run"), "task": task}
+    values = merge(runs.RL | {"output_dir": str(folder / "run"), "task": task}, settings)
     values["train"] = values["train"] | {"max_steps": 1}
     (folder / "run.json").write_text(json.dumps(values))
     ended = runs.egspo("train", str(folder / "run.json"))
@@ -204,3 +205,21 @@ def test_precision_can_be_set_and_nothing_else_of_the_model(halved: Path):
         "can be set here"
     )
     assert "model.dtype: 'int8'" in refused("sample", run, "--prompt", "1", "model.dtype=int8")
+
+
+def test_a_model_is_evaluated_as_its_run_was_validated(tmp_path: Path):
+    decoding = {"batch_size": 3, "temperature": 0.7, "remasking": "random"}
+    run = train(tmp_path, runs.RL["task"], eval=decoding, train={"eval_steps": 1})
+    validated = json.loads((run / "eval/validation-000001.json").read_text())
+    file = tmp_path / "mine.json"
+    assert runs.egspo("eval", str(run), "--split", "validation", "--out", str(file)).code == 0
+    evaluated = json.loads(file.read_text())
+    assert evaluated["temperature"] == 0.7
+    own = {"name", "model", "step"}
+    assert {k: v for k, v in evaluated.items() if k in validated.keys() - own} == {
+        k: v for k, v in validated.items() if k not in own
+    }
+    assert eval_batch_size(load_policy(run)) == 3
+    # Said by the user, it is the user's.
+    (told,) = samplers_of(load_policy(run), [], None, ["sampler.temperature=0.0"])
+    assert (told.temperature, told.remasking) == (0.0, "random")

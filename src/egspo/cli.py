@@ -128,18 +128,21 @@ def evaluate(
     seeds: Annotated[
         str | None, typer.Option(metavar="N-M", help="several seeds: each, and their mean")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="changes no score")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="completions a pass; default: eval.batch_size of its training, or 256"),
+    ] = None,
     allow_unsafe: AllowUnsafe = False,
     out: Annotated[
         Path | None,
         typer.Option(help="summary as FILE.json, answers as they come in FILE.jsonl; the same again goes on"),
     ] = None,
 ) -> None:
-    """Accuracy on a task, greedy unless set otherwise (sampler.temperature=…).
+    """Accuracy on a task, decoded as in the validation of the training: greedy unless that was set otherwise.
 
     Example: egspo eval tiny:sudoku-rl --limit 200
     """
-    from egspo.settings import samplers_of, task_of
+    from egspo.settings import eval_batch_size, samplers_of, task_of
 
     if out is not None:
         check_writable(out.parent, "--out")
@@ -149,7 +152,8 @@ def evaluate(
     problems = task_of(policy, task, data, overrides or [], allow_unsafe)
     prompts = problems.load(split)[:limit]
     samplers = samplers_of(policy, length or [], steps, overrides or [])
-    evaluate_and_show(policy, problems, prompts, samplers, accelerator, out, batch_size=batch_size, **asked)
+    asked["batch_size"] = batch_size or eval_batch_size(policy)
+    evaluate_and_show(policy, problems, prompts, samplers, accelerator, out, **asked)
 
 
 @app.command()

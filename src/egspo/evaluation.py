@@ -25,9 +25,8 @@ Evaluation = tuple[dict[str, Any], list[Answer]]
 
 def eval_sampler(sampler: SamplerConfig, config: EvalConfig) -> SamplerConfig:
     """How evaluation decodes: as training does, greedily unless set otherwise."""
-    changes = {"temperature": config.temperature, "remasking": config.remasking or sampler.remasking}
     # Nothing reads a likelihood there.
-    return sampler.model_copy(update=changes | {"score_positions": False})
+    return sampler.model_copy(update=config.decoding() | {"score_positions": False})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -261,9 +261,13 @@ class EvalConfig(Section):
     """Validation during training and evaluation after it."""
 
     limit: int | None = Field(None, ge=1, description="problems at most; default: all of the split")
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, description="completions a forward pass, on each rank")
     temperature: float = Field(0.0, ge=0)
     remasking: Remasking | None = Field(None, description="default: the sampler's")
+
+    def decoding(self) -> dict[str, Any]:
+        """What it changes of the sampler."""
+        return {"temperature": self.temperature} | ({"remasking": self.remasking} if self.remasking else {})
 
 
 class TrackingConfig(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 from egspo import registry
 from egspo.compose import merge, parse_override
-from egspo.config import BaseRun, ModelConfig, RLRun, SamplerConfig, parse_section
+from egspo.config import BaseRun, EvalConfig, ModelConfig, RLRun, SamplerConfig, parse_section
 from egspo.hub import hub_repository
 from egspo.models.adapters import adapter_folder
 from egspo.models.source import locate, shipped_folder
@@ -27,7 +27,7 @@ MOST_NUMBERS = 10_000
 
 
 def save_settings(folder: Path, task: Task | None, config: BaseRun, about: dict[str, Any]) -> None:
-    """Write task, sampler, precision and a few words about the training beside the weights.
+    """Write task, sampler, validation, precision and a few words about the training beside the weights.
 
     Files are named from the root; a file given as ``data`` is no part of the training and left out.
     """
@@ -35,6 +35,7 @@ def save_settings(folder: Path, task: Task | None, config: BaseRun, about: dict[
         "task": {} if task is None else _saved_task(task.config),
         # What a likelihood counts is a matter of training.
         "sampler": config.sampler.model_dump(exclude={"score_positions"}),
+        "eval": config.eval.model_dump(exclude={"limit"}),
         "model": config.model.model_dump(include=set(PRECISION)),
         "about": about,
     }
@@ -191,14 +192,14 @@ def _require_code(values: dict[str, Any], given: str | None) -> None:
 def samplers_of(
     policy: Policy, lengths: list[int], steps: int | None, overrides: list[str]
 ) -> list[SamplerConfig]:
-    """How to decode: as the model was trained, greedily, at each of the lengths asked for.
+    """How to decode: as the model was validated in training, else greedily, at each of the lengths asked for.
 
     A length of its own gets half as many steps, the field's habit, unless ``steps`` says otherwise.
 
     Raises:
         ValueError: for an impossible setting, or one that is given twice.
     """
-    saved = read_settings(policy).get("sampler", {})
+    saved = read_settings(policy)
     given = _overrides(overrides)["sampler"]
     twice = {"--length": (lengths, "max_completion_length"), "--steps": (steps, "diffusion_steps")}
     for option, (value, key) in twice.items():
@@ -206,7 +207,7 @@ def samplers_of(
             raise ValueError(f"{option}: {value} with sampler.{key}={given[key]}; give one of the two")
     if steps is not None:
         given = given | {"diffusion_steps": steps}
-    base = merge(saved | {"temperature": 0.0}, given)
+    base = merge(saved.get("sampler", {}) | _validation(saved).decoding(), given)
     if not lengths:
         return [_sampler(base)]
     block = base.get("block_length", SamplerConfig().block_length)
@@ -219,6 +220,15 @@ def samplers_of(
         )
         for n in lengths
     ]
+
+
+def eval_batch_size(policy: Policy) -> int:
+    """Completions a forward pass, as in the validation of the model's training."""
+    return _validation(read_settings(policy)).batch_size
+
+
+def _validation(saved: dict[str, Any]) -> EvalConfig:
+    return parse_section(RLRun, "eval", saved.get("eval", {}))
 
 
 def whole_numbers(text: str, field: str) -> list[int]:
