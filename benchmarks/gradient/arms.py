@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from egspo import registry
 from egspo.compose import compose, find_recipe, merge, parse_override, read_yaml, recipes
 from egspo.config import RLRun, parse_config
 from egspo.ops.advantages import BASELINES
-from egspo.ops.selection import SELECTIONS
+from egspo.ops.selection import SELECTIONS, Draws
 from egspo.settings import shipped_settings
 
 BASELINE = "egspo-sa"
@@ -114,10 +114,12 @@ def table(steps: int, chosen: int) -> dict[str, str]:
     arms |= {f"tracerl-{size}": f"tracerl,steps_per_slice={size}" for size in (1, 2)}
     arms["all-steps-sa"] = "egspo,selection=all"
     arms["all-steps-none"] = f"{plain},selection=all,baseline=none"
-    for rule in SELECTIONS:
-        for number in sorted({*CHOSEN, chosen}):
-            if rule not in ("all", "adaptive") and number < steps:
-                arms[f"{rule}-{number}"] = f"egspo,selection={rule},num_selected_steps={number}"
+    rules = [rule for rule in (*SELECTIONS, *get_args(Draws)) if rule not in ("all", "adaptive")]
+    for number in sorted({*CHOSEN, chosen}):
+        if number < steps:
+            some = f"num_selected_steps={number}"
+            arms |= {f"{rule}-{number}": f"egspo,selection={rule},{some}" for rule in rules}
+            arms[f"vospo-{number}"] = f"vospo,{some}"
     for left in ENTROPY_LEFT:
         arms[f"adaptive-{left}"] = f"egspo,selection=adaptive,num_selected_steps={steps},entropy_left={left}"
     arms |= {f"values-{number}": f"egspo,step_value_samples={number}" for number in VALUE_SAMPLES}
@@ -126,6 +128,7 @@ def table(steps: int, chosen: int) -> dict[str, str]:
         arms[f"lambda-{weight}"] = f"egspo,step_advantage_weight={weight}"
         if weight:
             arms[f"lambda-{weight}-linear"] = f"{arms[f'lambda-{weight}']},step_advantage_schedule=linear"
+    arms["lambda-fitted"] = "egspo,step_advantage_weight=fitted"
     for baseline in BASELINES:
         arms[f"baseline-{baseline}"] = f"egspo,baseline={baseline}"
         arms[f"baseline-{baseline}-plain"] = f"{plain},baseline={baseline}"

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 import runs
 from egspo import registry
 from egspo.metrics import Meter
+from egspo.ops.selection import SELECTIONS, Draws
 from egspo.policy import load_policy
 from egspo.rollout import pad_prompts, rollout
 from egspo.trainer import Trainer
@@ -293,6 +295,8 @@ def test_every_objective_has_an_arm(task):
     surrogate = settings["sampler"].get("remasking", "low_confidence") == "low_confidence"
     assert surrogate == (task != "countdown")
     assert measured == set(registry.names("objectives")) - ({"vospo"} if surrogate else set())
+    rules = {arm.config.objective.selection for arm in arms if arm.config.objective.name == "egspo"}
+    assert rules == {*SELECTIONS, *get_args(Draws)}
     for arm in arms:
         train = arm.config.train
         assert arm.config.objective.beta == 0 and train.num_iterations * train.updates_per_rollout == 1
