@@ -21,11 +21,11 @@ def make_objective(**settings):
 
 
 def literal_loss(case, config):
-    """Slices of s steps; mean over a slice's tokens, then over slices."""
+    """Slices of s steps, each the mean over its tokens, but the sum of the KL to the old policy."""
     advantages, slices = case.outcome_advantages(config.scale == "std"), []
     for i in range(len(case.trajectory.final)):
         for first in range(0, case.sampler.diffusion_steps, config.steps_per_slice):
-            terms = []
+            terms, moved = [], 0.0
             for place in range(case.length(i)):
                 if not first <= int(case.trajectory.reveal_step[i, place]) < first + config.steps_per_slice:
                     continue
@@ -34,11 +34,11 @@ def literal_loss(case, config):
                 )
                 terms.append(
                     surrogate(new - old.detach(), advantages[i], config.epsilon, config.epsilon_high)
-                    + config.beta_old * kl("k3", new, old)
                     + config.beta * kl(config.kl, new, reference)
                 )
+                moved = moved + kl("k3", new, old)
             if terms and advantages[i] != 0:
-                slices.append(sum(terms) / len(terms))
+                slices.append(sum(terms) / len(terms) + config.beta_old * moved)
     return sum(slices) / len(slices)
 
 

@@ -3,9 +3,8 @@
 The slices are S_k = {ks, …, ks + s - 1} for k = 0 … ceil(T/s) - 1, the last one cut off at T. With o_S the
 tokens of the completion that slice S revealed, and s_S the state before its first step,
 
-    L = (1 / #S) sum_i sum_{S of i} (1 / |o_S|) sum_{j in o_S} [
-            -min(rho_j A_i, clip(rho_j, 1 - eps, 1 + eps_high) A_i)
-            + beta_old KL_j(pi || pi_old) + beta KL_j(pi || reference) ]
+    L = (1 / #S) sum_i sum_{S of i} sum_{j in o_S} [ beta_old KL_j(pi || pi_old) + (1 / |o_S|) (
+            -min(rho_j A_i, clip(rho_j, 1 - eps, 1 + eps_high) A_i) + beta KL_j(pi || reference)) ]
     rho_j = pi(o_j | s_S) / pi_old(o_j | s_S)        A_i = (r_i - mean r) / std r over the group
 
 #S counts the slices of the whole batch that reveal something of their completion, of completions with an
@@ -62,6 +61,7 @@ class Objective(ClipObjective, SliceObjective):
         old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
         each = (kl_estimate("k3", scores.token_logp, old) * views.scored).sum(-1)
         seen = (views.weight != 0) & (views.advantages != 0)
-        loss = output.loss + self.config.beta_old * (views.weight * each * seen).sum()
+        weight = views.weight * views.scored.sum(-1)
+        loss = output.loss + self.config.beta_old * (weight * each * seen).sum()
         moved = (float((each.detach() * seen).sum()), float(seen.sum()))
         return LossOutput(loss, {**output.metrics, "loss/kl_old": moved})
