@@ -1,5 +1,6 @@
 """Completions at once of the states of a rollout, against a plain loop over samples, steps and positions."""
 
+import itertools
 import math
 
 import pytest
@@ -61,6 +62,29 @@ def test_drawn_completions(tiny_policy, settings):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"cfg_scale": 1.5}, {"temperature": 0.0}, {"early_stop": True}])
+def test_what_a_step_draws_itself(tiny_policy, settings):
+    """Of which it reveals some: those the finished text has."""
+    policy, sampler = tiny_policy(seed=1, dtype=torch.float64), make_sampler(**settings)
+    trajectory = roll(policy, sampler, Proxy(own=True))
+    assert torch.equal(trajectory.final, roll(policy, sampler, None).final)
+    for n, prompt in enumerate(PROMPTS):
+        for t in range(int(trajectory.steps_taken[n])):
+            numbers = noise.uniform(torch.tensor([n]), noise.TOKENS, t, len(trajectory.final[n]))[0].tolist()
+
+            def own(logits, allowed, place, numbers=numbers):
+                if sampler.temperature == 0:
+                    return best(logits, allowed, place)
+                acting = literal.log_probabilities(logits, allowed, sampler.temperature)
+                return literal.draw_token(acting, numbers[place])
+
+            found, state = trajectory.one_step[n, t].tolist(), trajectory.states[n, t].tolist()
+            assert found == completed(policy, prompt, state, sampler, own)
+            shown = trajectory.revealed[n, t]
+            assert torch.equal(trajectory.one_step[n, t][shown], trajectory.final[n][shown]) and shown.any()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("passes", [2, 3, 20])
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 1.5}])
 def test_completions_in_a_few_passes(tiny_policy, passes, settings):
@@ -104,8 +128,10 @@ def test_draws_at_temperature_zero_are_the_greedy_completion(tiny_policy):
 
 
 def test_what_does_not_go_together(tiny_policy):
-    with pytest.raises(ValueError, match="num_samples: 4 with num_passes 2, which completes greedily"):
-        Proxy(num_samples=4, num_passes=2)
+    several = {"num_samples": 4}, {"num_passes": 2}, {"own": True}
+    for first, second in itertools.combinations(several, 2):
+        with pytest.raises(ValueError, match=r"num_samples: .* with num_passes .*; use one of the three"):
+            Proxy(**first, **second)
     with pytest.raises(ValueError, match=r"num_passes: 2 with sampler\.cache 'dual'"):
         roll(tiny_policy(), make_sampler(cache="dual"), Proxy(num_passes=2))
 

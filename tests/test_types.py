@@ -85,7 +85,7 @@ def test_views_are_indexed_by_sample():
     views = Views(
         inputs=torch.zeros(3, 2, 5, dtype=torch.long),
         attention_mask=torch.ones(3, 5, dtype=torch.bool),
-        targets=torch.zeros(3, 4, dtype=torch.long),
+        targets=torch.zeros(3, 2, 4, dtype=torch.long),
         scored=torch.ones(3, 2, 4, dtype=torch.bool),
         weight=torch.arange(6.0).view(3, 2),
         advantages=torch.zeros(3, 2),

@@ -61,11 +61,14 @@ class Case:
             self.old.mask_token_id if at >= step else token for token, at in zip(tokens, steps, strict=True)
         ]
 
-    def logp(self, who: Policy, i: int, step: int, place: int, temperature: float, prompt=None) -> Tensor:
-        """Log-probability of the completion's token at a place, on the canvas before a step."""
+    def logp(
+        self, who: Policy, i: int, step: int, place: int, temperature: float, prompt=None, token=None
+    ) -> Tensor:
+        """Log-probability of the completion's token, or another, at a place on the canvas before a step."""
         canvas, prompt = self.canvas(i, step), self.prompt(i) if prompt is None else prompt
+        token = int(self.trajectory.final[i, place]) if token is None else token
         logits, allowed = logits_at(who.model, prompt, canvas, self.sampler, self.old.mask_token_id)
-        return log_probabilities(logits[place], allowed, temperature)[int(self.trajectory.final[i, place])]
+        return log_probabilities(logits[place], allowed, temperature)[token]
 
     def rewards(self, candidates=None) -> Rewards:
         """Of the completions, and of the one-step completions of candidate states."""
@@ -94,7 +97,7 @@ class Case:
         return found
 
 
-def make_case(tiny_policy, **settings) -> Case:
+def make_case(tiny_policy, proxy: Proxy | None = None, **settings) -> Case:
     """Canvases of 8 in two blocks, 6 steps (of 2, 1 and 1 tokens a block), unless told otherwise."""
     plain = {
         "max_completion_length": 8,
@@ -116,7 +119,7 @@ def make_case(tiny_policy, **settings) -> Case:
                 parameter.add_(0.03 * noise)
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     seeds = torch.arange(len(prompts)) + 5
-    trajectory = rollout(old, *pad_prompts(old, prompts), seeds, sampler, proxy=Proxy())
+    trajectory = rollout(old, *pad_prompts(old, prompts), seeds, sampler, proxy=proxy or Proxy())
     case = Case(old, policy, reference, sampler, trajectory)
     lengths = {case.length(i) for i in range(len(prompts))}
     assert len(lengths) > 2 and min(lengths) < sampler.max_completion_length

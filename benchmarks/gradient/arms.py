@@ -111,6 +111,8 @@ def table(steps: int, chosen: int) -> dict[str, str]:
             ("d2_stepmerge", "num_segments"),
         )
     }
+    revealed = "mdpo,actions=revealed"
+    arms |= {"mdpo-revealed": revealed, f"mdpo-revealed-{chosen}": f"{revealed},num_selected_steps={chosen}"}
     arms |= {f"tracerl-{size}": f"tracerl,steps_per_slice={size}" for size in (1, 2)}
     arms["all-steps-sa"] = "egspo,selection=all"
     arms["all-steps-none"] = f"{plain},selection=all,baseline=none"

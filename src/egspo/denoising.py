@@ -12,7 +12,6 @@ from egspo.models.layers import KVCache
 from egspo.ops import noise
 from egspo.ops.logprobs import (
     acting_logp,
-    draw,
     entropy,
     gather_logp,
     score_norm,
@@ -25,7 +24,7 @@ from egspo.ops.reveal import (
     reveal_schedule,
 )
 from egspo.policy import Policy
-from egspo.proxies import Proxies
+from egspo.proxies import Proxies, draw_own
 from egspo.types import Proxy, Trajectory
 
 Rows = Int[Tensor, "rows"]
@@ -96,8 +95,7 @@ def _reveal(record: "_Record", rows: Rows, positions, valid, logits, count, samp
     seeds, step, length = record.seeds[rows], record.step[rows], record.canvas.shape[1]
     logp = acting_logp(logits, sampler.temperature, record.suppressed)
     untempered = logp if sampler.temperature in (0, 1) else acting_logp(logits, 1.0, record.suppressed)
-    uniform = noise.uniform(seeds, noise.TOKENS, step, length).gather(1, positions)
-    drawn = logp.argmax(-1) if sampler.temperature == 0 else draw(logp, uniform)
+    drawn = draw_own(logp, seeds, step, positions, sampler)
     uniform = noise.uniform(seeds, noise.POSITIONS, step, length).gather(1, positions)
     scores = position_scores(sampler.remasking, untempered, drawn, uniform, sampler.position_temperature)
     scores = scores.masked_fill(~valid, -torch.inf)

@@ -56,7 +56,7 @@ def score(policy: Policy, views: Views, sampler: SamplerConfig, with_exact_kl: b
         return Scores(nothing, nothing[..., 0], nothing if with_exact_kl else None)
     row = torch.arange(batch, device=used.device)[:, None].expand(batch, num_views)[used]
     inputs, attention = views.inputs[used], views.attention_mask[row]
-    scored, targets = views.scored[used], views.targets[row]
+    scored, targets = views.scored[used], views.targets[used]
     order = None if views.order is None else views.order[used]
     asked = scored if order is None else scored | (order > -2)
     positions, valid = pack(asked)
@@ -177,7 +177,7 @@ def separate(views: Views, active: Bool[Tensor, "batch views"]) -> Views:
     return Views(
         inputs=pick(views.inputs),
         attention_mask=views.attention_mask[row],
-        targets=views.targets[row],
+        targets=pick(views.targets),
         scored=pick(views.scored),
         weight=pick(views.weight),
         advantages=pick(views.advantages),

@@ -3,7 +3,8 @@
 The greedy one-step completion is EGSPO-SA's (arXiv 2603.12554): every masked position takes its most probable
 token, from the logits that the step computes anyway. Two other proxies cost more and are nearer to the value,
 the mean reward of what the policy would make of the state: several completions drawn from the same logits
-(DiSPO, arXiv 2602.06462), and one made in a few passes, so that late tokens see early ones.
+(DiSPO, arXiv 2602.06462), and one made in a few passes, so that late tokens see early ones. What the step
+draws itself, also where it does not reveal it, is MDPO's action (arXiv 2508.13148).
 """
 
 from collections.abc import Callable
@@ -15,11 +16,25 @@ from torch import Tensor
 from egspo.config import SamplerConfig
 from egspo.likelihood import pack
 from egspo.ops import noise
-from egspo.ops.logprobs import acting_logp, draw_several
+from egspo.ops.logprobs import acting_logp, draw, draw_several
 from egspo.policy import Policy
 from egspo.types import Proxy
 
 Logits = Float[Tensor, "rows places vocab"]
+
+
+def draw_own(
+    logp: Logits,
+    seeds: Int[Tensor, "rows"],
+    step: Int[Tensor, "rows"],
+    positions: Int[Tensor, "rows places"],
+    sampler: SamplerConfig,
+) -> Int[Tensor, "rows places"]:
+    """What a rollout's step draws from the log-probabilities that it acts with; at temperature 0 the best."""
+    if sampler.temperature == 0:
+        return logp.argmax(-1)
+    uniform = noise.uniform(seeds, noise.TOKENS, step, sampler.max_completion_length)
+    return draw(logp, uniform.gather(1, positions))
 
 
 class Proxies:
@@ -60,6 +75,9 @@ class Proxies:
             positions, valid, state = (
                 each[:, None].expand(-1, tokens.shape[1], -1) for each in (positions, valid, state)
             )
+        elif self.proxy.own:
+            logp = acting_logp(logits, self.sampler.temperature, self.suppressed)
+            tokens = draw_own(logp, self.seeds[rows], step, positions, self.sampler)
         else:
             tokens = self._allowed(logits).argmax(-1)
         guess = self._guess[rows]

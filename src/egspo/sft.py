@@ -183,7 +183,7 @@ def _views(policy: Policy, problems: Problems, index: list[int], canvas, tokens,
     return Views(
         inputs=torch.cat([prompt_ids, canvas], dim=1)[:, None],
         attention_mask=torch.cat([prompt_mask, torch.ones_like(masked)], dim=1),
-        targets=tokens,
+        targets=tokens[:, None],
         scored=masked[:, None],
         weight=ones,
         advantages=ones,

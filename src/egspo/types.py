@@ -70,12 +70,14 @@ class Proxy:
     """Completions drawn from the step's logits, whose mean reward counts; 0: the greedy one."""
     num_passes: int = 1
     """Forward passes of a completion: the step's own, and others that see what it revealed."""
+    own: bool = False
+    """The one that the step itself drew, of which it revealed some."""
 
     def __post_init__(self):
-        if self.num_samples and self.num_passes > 1:
+        if (self.num_samples > 0) + (self.num_passes > 1) + self.own > 1:
             raise ValueError(
-                f"num_samples: {self.num_samples} with num_passes {self.num_passes}, which completes "
-                "greedily; use one of the two"
+                f"num_samples: {self.num_samples} with num_passes {self.num_passes} and own {self.own}; "
+                "use one of the three"
             )
 
 
@@ -234,7 +236,8 @@ class Views:
 
     inputs: Int[Tensor, "batch views sequence"]
     attention_mask: Bool[Tensor, "batch sequence"]
-    targets: Int[Tensor, "batch length"]
+    targets: Int[Tensor, "batch views length"]
+    """Tokens whose log-probabilities are asked for, at the places that are scored."""
     scored: Bool[Tensor, "batch views length"]
     weight: Float[Tensor, "batch views"]
     advantages: Float[Tensor, "batch views"]

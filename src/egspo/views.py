@@ -38,7 +38,7 @@ def masked_views(
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
         attention_mask=torch.cat([completions.prompt_mask, ones], dim=1),
-        targets=completions.final,
+        targets=completions.final[:, None].expand_as(canvas),
         scored=scored,
         weight=weight.to(dtype),
         advantages=advantages[:, None].expand_as(weight).to(dtype),
@@ -65,7 +65,7 @@ def span_views(
     return Views(
         inputs=torch.cat([prompts, canvas], dim=2),
         attention_mask=torch.cat([trajectory.prompt_mask, ones], dim=1),
-        targets=trajectory.final,
+        targets=trajectory.final[:, None].expand_as(canvas),
         scored=(revealed >= first.index[:, :, None]) & (revealed < end[:, :, None]) & first.mask[:, :, None],
         weight=first.mask.to(dtype),
         advantages=(advantages.gather(1, first.index) * first.mask).to(dtype),

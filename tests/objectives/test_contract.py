@@ -284,7 +284,8 @@ def test_views_ask_for_tokens_that_are_hidden_and_belong_to_the_completion(name,
     made, views = case(name), case(name).views
     canvas = views.inputs[:, :, -views.scored.shape[2] :]
     assert (canvas[views.scored] == made.trajectory.mask_token_id).all()
-    assert same(views.targets, made.trajectory.final)
+    if name != "mdpo":  # whose predictions need not have come true
+        assert same(views.targets, made.trajectory.final[:, None].expand_as(views.targets))
     if not made.objective.tempered:
         assert not (views.scored & ~made.trajectory.completion_mask[:, None]).any()
     assert torch.isfinite(views.weight).all() and (views.weight >= 0).all()

@@ -21,6 +21,10 @@ def make_objective(**settings):
     return mdpo.Objective(mdpo.Config(name="mdpo", **settings))
 
 
+def case_of(tiny_policy, objective, **settings):
+    return make_case(tiny_policy, objective.proxy, **settings)
+
+
 def literal_advantages(values, size):
     """``values[i]`` are the rewards of the one-step completions of the states 0 … T, the last is the text."""
     steps = len(values[0]) - 1
@@ -43,18 +47,29 @@ def literal_advantages(values, size):
     return advantages
 
 
-def values_of(case):
+def values_of(case, config):
+    """Rewards r_{-1} … r_{T-1}."""
     found = []
     for i, final in enumerate(case.trajectory.final.tolist()):
         one_step = case.trajectory.one_step[i].tolist()
         # Behind the last informative step every one-step completion has the text of the completion.
-        found.append([*(case.reward(canvas) for canvas in one_step), case.reward(final)])
+        values = [case.reward(canvas) for canvas in one_step]
+        found.append([0.0, *values] if config.actions == "predicted" else [*values, case.reward(final)])
     return found
+
+
+def actions_of(case, config, i, step):
+    """Places and tokens of a step's action."""
+    at, tokens = case.trajectory.reveal_step[i].tolist(), case.trajectory.final[i].tolist()
+    if config.actions == "revealed":
+        return [(k, tokens[k]) for k in range(len(tokens)) if at[k] == step]
+    drawn = case.trajectory.one_step[i, step].tolist()
+    return [(k, drawn[k]) for k in range(len(tokens)) if at[k] >= step]
 
 
 def literal_loss(case, config):
     """Mean over samples; the group's K steps of largest |A|, each over its tokens, by L / m_t."""
-    advantages, total = literal_advantages(values_of(case), GROUP), 0.0
+    advantages, total = literal_advantages(values_of(case, config), GROUP), 0.0
     samples, length = len(case.trajectory.final), case.sampler.max_completion_length
     for i in range(samples):
         group = advantages[i // GROUP * GROUP : i // GROUP * GROUP + GROUP]
@@ -67,20 +82,20 @@ def literal_loss(case, config):
         for step in chosen:
             if step > case.last_step(i):
                 continue
-            at = case.trajectory.reveal_step[i].tolist()
-            places = [k for k in range(length) if at[k] == step]
-            masked = sum(k >= step for k in at)
+            masked = sum(at >= step for at in case.trajectory.reveal_step[i].tolist())
             weight = length / masked if config.masked_weight else 1.0
-            for place in places:
+            action = actions_of(case, config, i, step)
+            for place, token in action:
                 new, old, reference = (
-                    case.logp(who, i, step, place, case.sampler.temperature)
+                    case.logp(who, i, step, place, case.sampler.temperature, token=token)
                     for who in (case.policy, case.old, case.reference)
                 )
+                counts = math.exp(float(old)) if config.actions == "predicted" else 1.0
                 ratio = surrogate(
                     new - old.detach(), advantages[i][step], config.epsilon, config.epsilon_high
                 )
                 term = weight * ratio + config.beta * kl(config.kl, new, reference)
-                total = total + term / len(places) / samples
+                total = total + counts * term / len(action) / samples
     return total
 
 
@@ -92,8 +107,10 @@ def literal_loss(case, config):
         {"num_selected_steps": 4, "masked_weight": False, "epsilon": 0.02, "epsilon_high": 0.05},
     ],
 )
-def test_loss_and_gradient_are_those_of_the_loop(tiny_policy, settings):
-    case, objective = make_case(tiny_policy), make_objective(**settings)
+@pytest.mark.parametrize("actions", ["predicted", "revealed"])
+def test_loss_and_gradient_are_those_of_the_loop(tiny_policy, actions, settings):
+    objective = make_objective(actions=actions, **settings)
+    case = case_of(tiny_policy, objective)
     output = loss_of(objective, case, views_of(objective, case))
     expected = literal_loss(case, objective.config)
     torch.testing.assert_close(output.loss, expected, **EXACT)
@@ -119,18 +136,18 @@ def test_advantages_by_hand():
     rewards = make_rewards([[0, 0, 1, 1], [0, 0, 0, 0]], [3, 3])
     # Mean 1/2, 1, 1/2; the deviation of (1, 0) is sqrt(1/2), that of (2, 0) sqrt(2).
     near, far = 0.5 / (math.sqrt(0.5) + 1e-4), 1 / (math.sqrt(2) + 1e-4)
-    found = make_objective(num_selected_steps=3).advantages(rewards)
+    found = make_objective(actions="revealed", num_selected_steps=3).advantages(rewards)
     wanted = torch.tensor([[near, far, near], [-near, -far, -near]], dtype=DOUBLE)
     torch.testing.assert_close(found, wanted, **EXACT)
     # A group of two has equal sizes up to the 1e-4: the second step's spread is largest.
-    chosen = make_objective(num_selected_steps=1).advantages(rewards)
+    chosen = make_objective(actions="revealed", num_selected_steps=1).advantages(rewards)
     assert chosen.abs().gt(0).tolist() == [[False, True, False]] * 2
 
 
 def test_after_the_end_a_step_is_worth_the_completion():
     # Sample 1 ends at step 0: only its state 0 is rewarded, 0.2, and what follows is its final 0.6.
     rewards = make_rewards([[0.2, 0.4, 0.1, 1.0], [0.2, 0.6, 0.6, 0.6]], [3, 1])
-    found = make_objective(num_selected_steps=3).advantages(rewards)
+    found = make_objective(actions="revealed", num_selected_steps=3).advantages(rewards)
     wanted = literal_advantages([[0.2, 0.4, 0.1, 1.0], [0.2, 0.6, 0.6, 0.6]], 2)
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=DOUBLE), **EXACT)
 
@@ -138,14 +155,14 @@ def test_after_the_end_a_step_is_worth_the_completion():
 def test_steps_are_ranked_by_those_that_can_be_trained_on():
     # Both texts end at step 0; R of the first is (1 - 1.5) + 1 there and 1 at the steps behind it.
     rewards = make_rewards([[1.5, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]], [1, 1])
-    found = make_objective(num_selected_steps=1).advantages(rewards)
+    found = make_objective(actions="revealed", num_selected_steps=1).advantages(rewards)
     assert found.abs().gt(0).tolist() == [[True, False, False]] * 2
 
 
 def test_groups_choose_their_own_steps():
     # The first group differs at the last step alone, the second in the first state already.
     values = [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    found = make_objective(num_selected_steps=1).advantages(make_rewards(values, [3] * 4))
+    found = make_objective(actions="revealed", num_selected_steps=1).advantages(make_rewards(values, [3] * 4))
     chosen = found.abs().gt(0)
     assert chosen.sum(1).tolist() == [1] * 4
     # R of sample 0: 0 + 1/2, 0 + 1, 1 + 1; of sample 2: 1 + 0, -1 + 0, 0 + 0.
@@ -153,12 +170,25 @@ def test_groups_choose_their_own_steps():
 
 
 def test_equal_rewards_leave_nothing_to_train_on():
-    found = make_objective(num_selected_steps=2).advantages(make_rewards([[0.3, 0.1, 0.7]] * 4, [2] * 4, 4))
+    rewards = make_rewards([[0.3, 0.1, 0.7]] * 4, [2] * 4, 4)
+    found = make_objective(actions="revealed", num_selected_steps=2).advantages(rewards)
     assert torch.count_nonzero(found) == 0
 
 
+def test_a_prediction_is_rewarded_as_the_step_drew_it():
+    # Of two steps each; sample 1 ends at step 0, where its prediction has the text of the completion already.
+    known = torch.tensor([[0.3, 0.9], [0.6, 0.0]], dtype=DOUBLE)
+    mask = torch.tensor([[True, True], [True, False]])
+    final = torch.tensor([0.9, 0.6], dtype=DOUBLE)
+    rewards = Rewards(final, {}, 2, 2, Steps(torch.tensor([[0, 1], [0, 0]]), mask), known)
+    found = make_objective(num_selected_steps=2).advantages(rewards)
+    wanted = literal_advantages([[0.0, 0.3, 0.9], [0.0, 0.6, 0.6]], 2)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=DOUBLE), **EXACT)
+
+
 def test_selected_are_steps_with_an_advantage_before_the_end(tiny_policy):
-    case, objective = make_case(tiny_policy), make_objective(num_selected_steps=3)
+    objective = make_objective(num_selected_steps=3)
+    case = case_of(tiny_policy, objective)
     trajectory = case.trajectory
     candidates = objective.candidates(trajectory)
     advantages = objective.advantages(case.rewards(candidates))
@@ -168,7 +198,7 @@ def test_selected_are_steps_with_an_advantage_before_the_end(tiny_policy):
         assert steps.index[i][steps.mask[i]].tolist() == wanted
         # Transcripts look up the selected among the rewarded.
         assert set(wanted) <= set(candidates.index[i][candidates.mask[i]].tolist())
-    assert objective.proxy == Proxy()
+    assert objective.proxy == Proxy(own=True) and make_objective(actions="revealed").proxy == Proxy()
     assert objective.num_views(case.sampler) == 3
 
 
@@ -190,10 +220,23 @@ def test_forward_passes_of_a_run(tmp_path):
     ],
 )
 def test_problems(steps, train, message):
-    sampler = SamplerConfig(max_completion_length=16, diffusion_steps=steps, block_length=16)
-    train = SimpleNamespace(**({"update_split": "samples", "updates_per_rollout": 1} | train))
-    found = make_objective().problems(sampler, train)
+    found = problems_of(make_objective(), steps, train)
     assert [message in line for line in found] == ([True] if message else [])
+
+
+def problems_of(objective, steps, train, **settings):
+    sampler = SamplerConfig(max_completion_length=16, diffusion_steps=steps, block_length=8, **settings)
+    train = SimpleNamespace(**({"update_split": "samples", "updates_per_rollout": 1} | train))
+    return objective.problems(sampler, train)
+
+
+def test_predictions_are_of_the_whole_canvas_and_of_tokens():
+    (cached,) = problems_of(make_objective(), 16, {}, cache="dual")
+    assert cached.startswith("sampler.cache: 'dual', but a cached step does not predict the whole canvas")
+    (placed,) = problems_of(make_objective(), 16, {}, score_positions=True)
+    assert placed.startswith("sampler.score_positions: True, but mdpo scores no choice of positions")
+    for settings in ({"cache": "dual"}, {"score_positions": True}):
+        assert problems_of(make_objective(actions="revealed"), 16, {}, **settings) == []
 
 
 def test_bad_settings():

@@ -125,10 +125,12 @@ COSTS = {
     ),
     # K = 3; a step without an advantage is not trained on, whatever beta.
     "mdpo": Cost(
-        "at most K forward and backward passes a sample and update, with `beta` as many of the reference. "
-        "One-step completions come from the rollout's passes, their rewards cost no pass",
+        "at most K forward and backward passes a sample and update; with several updates a rollout as many "
+        "forward passes of the old policy once for each pass over the batch (`revealed`: none); with `beta` "
+        "as many of the reference. Predictions come from the rollout's passes, their rewards cost no pass",
         lambda n: 3 * n.learning,
         ("objective.num_selected_steps=3",),
+        old=True,
     ),
     # m = 3.
     "spg": Cost(

@@ -70,7 +70,7 @@ def test_views_show_the_prompt_and_hide_what_they_score_and_what_follows_the_end
     assert torch.equal(views.inputs[:, :, :2], trajectory.prompt_ids[:, None].expand(-1, 2, -1))
     hidden = views.inputs[:, :, 2:] == MASK
     assert torch.equal(hidden, views.scored | ~trajectory.completion_mask[:, None])
-    assert bool(views.scored.any(-1).all()) and bool((views.targets == trajectory.final).all())
+    assert bool(views.scored.any(-1).all()) and bool((views.targets == trajectory.final[:, None]).all())
 
 
 def test_all_sizes_of_a_mask_and_all_masks_of_a_size_are_equally_likely():

@@ -164,7 +164,7 @@ class SequenceObjective(OutcomeObjective):
             found.append(
                 f"train.update_split: steps, but {self.name} trains on whole completions; use samples"
             )
-        return found + _unscored(self.name, sampler)
+        return found + unscored(self.name, sampler)
 
     def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
         """No step: what is trained on is the completion."""
@@ -172,7 +172,8 @@ class SequenceObjective(OutcomeObjective):
         return Steps(none, none > 0)
 
 
-def _unscored(name: str, sampler: Any) -> list[str]:
+def unscored(name: str, sampler: Any) -> list[str]:
+    """The problem of an objective that scores tokens only, if the sampler draws positions that count."""
     if not sampler.score_positions:
         return []
     return [f"sampler.score_positions: True, but {name} scores no choice of positions; use false"]
@@ -204,7 +205,7 @@ class SliceObjective(OutcomeObjective):
                 f"sampler.cache: {sampler.cache!r}, but {self.name} scores slices, which cannot be corrected "
                 "for what a cached sampler does; use none"
             )
-        return found + _unscored(self.name, sampler)
+        return found + unscored(self.name, sampler)
 
     def num_views(self, sampler: Any) -> int:
         return len(self.boundaries(sampler.diffusion_steps)) - 1
@@ -239,12 +240,17 @@ class ClipObjective(Objective):
     metric_keys = TOKEN_METRICS
     config: ClipConfig
 
+    def token_weight(self, scores: Scores, views: Views) -> Float[Tensor, "batch views length"] | None:
+        """What each token's terms are multiplied by, beside its view's weight; None for 1."""
+        return None
+
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         config = self.config
         return clipped_token_loss(
             scores,
             reference,
             views,
+            token_weight=self.token_weight(scores, views),
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
             beta=config.beta,
@@ -303,6 +309,7 @@ class EstimateObjective(ClipObjective, SequenceObjective):
         whole = replace(
             views,
             inputs=views.inputs[:, :1],
+            targets=views.targets[:, :1],
             scored=views.scored.any(1, keepdim=True),
             weight=views.weight[:, :1],
             advantages=views.advantages[:, :1],

@@ -24,18 +24,23 @@ def clipped_token_loss(
     epsilon_high: float,
     beta: float,
     kl: TokenKL,
+    token_weight: Float[Tensor, "batch views length"] | None = None,
 ) -> LossOutput:
-    """``sum_v w_v sum_i [ -min(rho_i A_v, clip(rho_i) A_v) + beta KL_i ]``, i the scored tokens of view v.
+    """``sum_v w_v sum_i c_i [ -min(rho_i A_v, clip(rho_i) A_v) + beta KL_i ]``, i what view v scores.
 
     ``rho_i`` is the probability of token i over that of the old policy; without old log-probabilities the
-    policy is still the old one. A drawn choice of positions counts as one token more, outside the KL.
+    policy is still the old one. ``c_i`` is 1, or its ``token_weight`` where no choice of positions is scored.
+    A drawn choice of positions counts as one token more, outside the KL.
     """
     log_ratio, acted = token_log_ratios(scores, views)
     weight = views.weight[..., None] * acted
     advantage = views.advantages[..., None].expand_as(log_ratio)
+    counted = views.scored
+    if token_weight is not None:
+        weight, counted = weight * token_weight, counted * token_weight
     by_view = None
     if beta:
-        by_view = (kl_estimate(kl, scores.token_logp, reference.token_logp) * views.scored).sum(-1)
+        by_view = (kl_estimate(kl, scores.token_logp, reference.token_logp) * counted).sum(-1)
     clip = (epsilon, epsilon_high)
     return clipped_loss(log_ratio, advantage, weight, clip, views.weight, by_view, beta)
 
