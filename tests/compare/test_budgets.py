@@ -95,6 +95,27 @@ def test_each_budget_is_read_from_the_runs_of_what_it_chose(searched, tmp_path: 
     assert {kind: row["mean"] for kind, row in by_kind.items()} == {"samples": 0.8, "seconds": 0.5}
     assert [row["chosen"]["train.num_iterations"] for row in by_kind.values()] == [3, 1]
     assert [row["curve"][-1][kind] for kind, row in by_kind.items()] == [1600, 40]
+    # Here the runs of either choice spend both budgets: the other's are told too.
+    others = {kind: rows["egspo"] for kind, rows in found["others"].items()}
+    assert {kind: row["mean"] for kind, row in others.items()} == {"samples": 0.5, "seconds": 0.8}
+    assert [row["difference_to_other"]["mean"] for row in by_kind.values()] == pytest.approx([0.3, -0.3])
+    assert "| egspo | 2 | 80.0 | 80.0 to 80.0 | num_iterations 3 |" in table(found, "x")
+
+
+def test_a_choice_that_did_not_spend_the_other_budget_is_not_read_there(searched, tmp_path: Path):
+    results = Results(tmp_path / "out")
+    results.open(plan("egspo"))
+    results.add_trials(searched)
+    for trial, right in zip(results.chosen("egspo"), ([2] + [16] * 10, [2] + [10] * 9), strict=True):
+        place = tmp_path / "runs" / trial.name
+        curve(place, 5.0, right)
+        results.keep(plan("egspo").final("egspo", trial.settings, 0, place, trial.chosen), trial, 0)
+    found = summarise(results, "egspo", ["made"])
+    # The second ends after 1440 completions, which take far more than its 40 seconds.
+    assert found["others"]["samples"] == {} and found["others"]["seconds"]["egspo"]["mean"] == 0.8
+    text = table(found, "x")
+    assert text.count("What the search chose for the other budget alone") == 1
+    assert "difference_to_other" not in found["budgets"]["samples"]["egspo"]
 
 
 def test_what_a_slow_candidate_spends_too_early_is_seen_too(tmp_path: Path):

@@ -1,6 +1,6 @@
 """What the curves of a comparison say: scores at each budget, paired differences, a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,17 @@ from egspo.ops.intervals import student_interval
 from egspo.ops.paired import bootstrap_interval, holm, paired_p
 
 Point = dict[str, Any]
+Other = tuple[dict[int, Point], dict[str, Any]]
+"""Readings and score of runs that were chosen for another budget alone, but spent this one too."""
 UNITS = {"samples": "samples", "seconds": "processor seconds"}
+OTHERS = (
+    "What the search chose for the other budget alone, read at this one: a short search may have chosen "
+    "worse than it could have."
+)
 
 
 def summarise(results: Results, against: str, commands: Sequence[str], seen: str = "") -> dict[str, Any]:
-    """``comparison.json``: ``commands, against, seen, plan, limits, budgets``.
+    """``comparison.json``: ``commands, against, seen, plan, limits, budgets, others``.
 
     ``seen``: which problems the base was trained on, in words (`egspo.seen`).
 
@@ -23,20 +29,43 @@ def summarise(results: Results, against: str, commands: Sequence[str], seen: str
     accuracy by seed, its mean with Student's interval over seeds, the learning curve, and the paired
     difference to ``against`` over the seeds that both have, with its bootstrap interval and its p, adjusted
     by Holm over the finalists (`egspo.ops.paired`): the methods that have the most seeds.
+
+    ``others`` has the same of what the search chose for another budget alone, where those runs spent this one
+    too: a short search may choose worse than it could have. Where ``against`` is among them, every method
+    also has its ``difference_to_other``.
     """
     shared = results.plan["shared"]
     limits = {kind: shared["budget"][kind] for kind in UNITS if shared["budget"][kind]}
+    others = {kind: _others(results, kind, limit) for kind, limit in limits.items()}
+    budgets = {
+        kind: _at_budget(results, kind, limit, against, others[kind]) for kind, limit in limits.items()
+    }
     return {
         "commands": list(commands),
         "against": against,
         "seen": seen,
         "plan": results.plan,
         "limits": limits,
-        "budgets": {kind: _at_budget(results, kind, limit, against) for kind, limit in limits.items()},
+        "budgets": budgets,
+        "others": {
+            kind: _sorted({label: row for label, (_, row) in found.items()}) for kind, found in others.items()
+        },
     }
 
 
-def _at_budget(results: Results, kind: str, limit: int | float, against: str) -> dict[str, Any]:
+def _others(results: Results, kind: str, limit: int | float) -> dict[str, Other]:
+    found = {}
+    for trial in results.trials:
+        curves = results.curves(trial) if trial.chosen and kind not in trial.chosen else {}
+        if curves and all(points[-1][kind] >= limit for points in curves.values()):
+            points = {seed: reading(of, kind, limit) for seed, of in curves.items()}
+            found[trial.label] = (points, _score(points) | {"chosen": trial.settings})
+    return found
+
+
+def _at_budget(
+    results: Results, kind: str, limit: int | float, against: str, others: Mapping[str, Other]
+) -> dict[str, Any]:
     chosen = {trial.label: trial for trial in results.trials if kind in trial.chosen}
     curves = {label: found for label, trial in chosen.items() if (found := results.curves(trial))}
     reached = {
@@ -45,14 +74,21 @@ def _at_budget(results: Results, kind: str, limit: int | float, against: str) ->
     }
     rows = {}
     for label, points in reached.items():
-        rows[label] = _score(points, reached.get(against, {})) | {
+        rows[label] = _score(points) | {
+            "difference": _difference(points, reached.get(against, {})),
             "chosen": chosen[label].settings,
             "diverged": [
                 seed for seed, point in points.items() if point.get("diverged") and point[kind] < limit
             ],
             "curve": _mean_curve(list(curves[label].values()), list(points.values()), kind, limit),
         }
+        if against in others:
+            rows[label]["difference_to_other"] = _difference(points, others[against][0])
     _adjust({label: row["difference"] for label, row in rows.items() if label != against})
+    return _sorted(rows)
+
+
+def _sorted(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return dict(sorted(rows.items(), key=lambda item: -item[1]["mean"]))
 
 
@@ -69,15 +105,9 @@ def reading(points: Sequence[Point], kind: str, limit: int | float) -> Point:
     return next((point for point in points if point[kind] >= limit), points[-1])
 
 
-def _score(points: dict[int, Point], others: dict[int, Point]) -> dict[str, Any]:
+def _score(points: dict[int, Point]) -> dict[str, Any]:
     by_seed = {seed: point["accuracy"] for seed, point in points.items()}
     values = list(by_seed.values())
-    both = [seed for seed in points if seed in others and points[seed]["n"] == others[seed]["n"]]
-    pairs = [points[seed]["accuracy"] - others[seed]["accuracy"] for seed in both]
-    interval = None
-    if both:
-        ours, theirs = (verdicts(of, both) for of in (points, others))
-        interval = bootstrap_interval(ours - theirs)
     return {
         "mean": sum(values) / len(values),
         "ci95": student_interval(values),
@@ -85,13 +115,23 @@ def _score(points: dict[int, Point], others: dict[int, Point]) -> dict[str, Any]
         "n": next(iter(points.values()))["n"],
         "samples": _mean(points.values(), "samples"),
         "seconds": _mean(points.values(), "seconds"),
-        "difference": {
-            "mean": sum(pairs) / len(pairs) if pairs else None,
-            "ci95": interval,
-            "seeds": both,
-            "p": paired_p(pairs),
-            "p_holm": None,
-        },
+    }
+
+
+def _difference(points: dict[int, Point], others: dict[int, Point]) -> dict[str, Any]:
+    """Of accuracies, over the seeds that both have on the same problems."""
+    both = [seed for seed in points if seed in others and points[seed]["n"] == others[seed]["n"]]
+    pairs = [points[seed]["accuracy"] - others[seed]["accuracy"] for seed in both]
+    interval = None
+    if both:
+        ours, theirs = (verdicts(of, both) for of in (points, others))
+        interval = bootstrap_interval(ours - theirs)
+    return {
+        "mean": sum(pairs) / len(pairs) if pairs else None,
+        "ci95": interval,
+        "seeds": both,
+        "p": paired_p(pairs),
+        "p_holm": None,
     }
 
 
@@ -153,30 +193,59 @@ def table(comparison: dict[str, Any], title: str) -> str:
             "",
             *_rows(comparison, kind, rows),
         ]
+        if comparison["others"][kind]:
+            lines += ["", OTHERS, "", *_other_rows(comparison, kind)]
     return "\n".join(lines) + "\n"
 
 
 def _rows(comparison: dict[str, Any], kind: str, rows: dict[str, Any]) -> list[str]:
-    other = "seconds" if kind == "samples" else "samples"
-    lines = [
-        f"| method | seeds | accuracy (%) | 95 % | difference | 95 % | p | {other} | chosen by the search |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    spent = "seconds" if kind == "samples" else "samples"
+    against = comparison["against"]
+    more = against in comparison["others"][kind]
+    heads = ["method", "seeds", "accuracy (%)", "95 %", "difference", "95 %", "p"]
+    heads += [f"to the other `{against}`", "95 %"] if more else []
+    lines = _header([*heads, spent, "chosen by the search"])
     for label, row in rows.items():
-        difference = row["difference"]
         name = label + (f" ({len(row['diverged'])} diverged)" if row["diverged"] else "")
-        paired = ["", "", ""]
-        if label != comparison["against"] and difference["mean"] is not None:
-            p = difference["p_holm"]
-            paired = [
-                f"{100 * difference['mean']:+.1f}",
-                _range(difference["ci95"], "+"),
-                "" if p is None else f"{p:.2g}",
-            ]
-        chosen = ", ".join(f"{key.split('.')[-1]} {value}" for key, value in row["chosen"].items())
-        cells = [name, str(len(row["by_seed"])), f"{100 * row['mean']:.1f}", _range(row["ci95"]), *paired]
-        lines.append("| " + " | ".join([*cells, f"{row[other]:,.0f}", chosen]) + " |")
+        cells = [name, *_mean_cells(row), *(["", "", ""] if label == against else _paired(row["difference"]))]
+        if more:
+            cells += ["", ""] if label == against else _paired(row["difference_to_other"])[:2]
+        lines.append(_line([*cells, f"{row[spent]:,.0f}", _chosen(row)]))
     return lines
+
+
+def _other_rows(comparison: dict[str, Any], kind: str) -> list[str]:
+    lines = _header(["method", "seeds", "accuracy (%)", "95 %", "chosen for the other budget"])
+    rows = comparison["others"][kind].items()
+    return lines + [_line([label, *_mean_cells(row), _chosen(row)]) for label, row in rows]
+
+
+def _header(names: Sequence[str]) -> list[str]:
+    return [_line(names), "|" + "---|" * len(names)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _mean_cells(row: dict[str, Any]) -> list[str]:
+    return [str(len(row["by_seed"])), f"{100 * row['mean']:.1f}", _range(row["ci95"])]
+
+
+def _paired(difference: dict[str, Any]) -> list[str]:
+    """A difference, its interval and its p."""
+    if difference["mean"] is None:
+        return ["", "", ""]
+    p = difference["p_holm"]
+    return [
+        f"{100 * difference['mean']:+.1f}",
+        _range(difference["ci95"], "+"),
+        "" if p is None else f"{p:.2g}",
+    ]
+
+
+def _chosen(row: dict[str, Any]) -> str:
+    return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in row["chosen"].items())
 
 
 def _range(interval: Sequence[float] | None, sign: str = "") -> str:

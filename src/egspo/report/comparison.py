@@ -56,7 +56,7 @@ def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
                 _swatch(tint[label]) + text(label) + _diverged(row["diverged"]),
                 str(len(row["by_seed"])),
                 f"{100 * row['mean']:.1f}{_range(row['ci95'])}",
-                f"{100 * difference['mean']:+.1f}{_range(difference['ci95'])}" if paired else None,
+                _paired(difference) if paired else None,
                 shown(difference["p_holm"], ".2g") if paired else None,
                 f"{row['samples']:,.0f}",
                 f"{row['seconds']:,.0f}",
@@ -69,7 +69,38 @@ def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
         "the methods with the most seeds."
     )
     head = f"At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run"
-    return f"<h2>{text(head)}</h2>\n{table(HEADER, rows, numeric=HEADER[1:7])}\n<p>{text(note)}</p>"
+    shown_rows = table(HEADER, rows, numeric=HEADER[1:7])
+    return f"<h2>{text(head)}</h2>\n{shown_rows}\n<p>{text(note)}</p>" + _others(comparison, kind)
+
+
+def _others(comparison: Mapping[str, Any], kind: str) -> str:
+    """What was chosen for the other budget alone, read at this one."""
+    found = comparison.get("others", {}).get(kind)
+    if not found:
+        return ""
+    against, rows = comparison["against"], []
+    for label, row in found.items():
+        rows.append(
+            (
+                text(label),
+                str(len(row["by_seed"])),
+                f"{100 * row['mean']:.1f}{_range(row['ci95'])}",
+                text(", ".join(f"{key} {value}" for key, value in row["chosen"].items())),
+            )
+        )
+    told = "Read at this budget from runs that the search chose for the other one alone"
+    if against in found:
+        told += f"; difference of the methods above to that {text(against)}: " + ", ".join(
+            f"{text(label)} {_paired(row['difference_to_other'])}"
+            for label, row in comparison["budgets"][kind].items()
+            if label != against and row["difference_to_other"]["mean"] is not None
+        )
+    heads = ("Method", "Seeds", "Accuracy (%)", "Chosen for the other budget")
+    return f"\n{table(heads, rows, numeric=heads[1:3])}\n<p>{told}.</p>"
+
+
+def _paired(difference: Mapping[str, Any]) -> str:
+    return f"{100 * difference['mean']:+.1f}{_range(difference['ci95'])}"
 
 
 def _range(interval) -> str:
