@@ -111,14 +111,17 @@ def fill(
 def known_arms(own: dict[str, str], base: dict) -> list[Arm]:
     """The table's arms, but for those that the sampler rules out, and those of command lines."""
     steps, chosen = base["sampler"]["diffusion_steps"], base["objective"]["num_selected_steps"]
-    arms = []
+    arms: list[Arm] = []
+    left_out: dict[str, list[str]] = {}
     for name, line in (table(steps, chosen) | own).items():
         try:
             arms.append(make_arm(name, line, base))
         except ConfigError as error:
             if name in own:
                 raise
-            print(f"left out: {name}: {error}", file=sys.stderr)
+            left_out.setdefault(str(error), []).append(name)
+    for reason, names in left_out.items():
+        print(f"left out: {', '.join(names)}: {reason}", file=sys.stderr)
     return distinct(arms)
 
 
