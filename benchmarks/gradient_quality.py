@@ -13,6 +13,7 @@ of the seed. Results go to ``benchmarks/results/gradient-LABEL``, vectors to ``r
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     known = known_arms(own, base)
     arms = known if options.only is None else choose(known, options.only)
     reference_arm = reference_of(options, task, overrides)
-    about = describe(options, base, label, task, reference_arm)
+    about = describe(options, base, label, task, reference_arm, store)
     write_setup(store.folder, about, arms, own)
     if not store.is_finished(arms, plan):
         fill(options, base, reference_arm, arms, store, plan)
@@ -166,14 +167,21 @@ def toy_policy(base: dict, store: Store) -> Policy:
     return load_policy(folder / "model")
 
 
-def describe(options, base: dict, label: str, task: str, reference: Arm) -> dict:
+def commands(folder: Path) -> list[str]:
+    """Command lines that the folder is made by, this one last if it is new."""
+    summary = folder / "summary.json"
+    known = json.loads(summary.read_text(encoding="utf-8"))["commands"] if summary.is_file() else []
+    return list(dict.fromkeys([*known, " ".join(["python", *sys.argv])]))
+
+
+def describe(options, base: dict, label: str, task: str, reference: Arm, store: Store) -> dict:
     """What a reader must know to check the numbers."""
     prompts = reference.config.train.prompts_per_step
     samples = prompts * options.generations
     averaged = f"{REFERENCE}, {options.reference_batches} batches of {samples} completions"
     return {
         "label": label,
-        "command": " ".join(["python", *sys.argv]),
+        "commands": commands(store.folder),
         "machine": f"{len(os.sched_getaffinity(0))} cores, one used, {platform.machine()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}",
         "model": f"fresh, {TOY_SFT_STEPS} SFT steps" if options.exact else base["model"],

@@ -130,7 +130,7 @@ def table(steps: int, chosen: int) -> dict[str, str]:
         arms[f"lambda-{weight}"] = f"egspo,step_advantage_weight={weight}"
         if weight:
             arms[f"lambda-{weight}-linear"] = f"{arms[f'lambda-{weight}']},step_advantage_schedule=linear"
-    arms["lambda-fitted"] = "egspo,step_advantage_weight=fitted"
+    arms["fitted"] = "egspo,step_advantage_weight=fitted"
     for baseline in BASELINES:
         arms[f"baseline-{baseline}"] = f"egspo,baseline={baseline}"
         arms[f"baseline-{baseline}-plain"] = f"{plain},baseline={baseline}"

@@ -49,9 +49,13 @@ def _page(summary: dict[str, Any], about: dict[str, Any]) -> str:
     lines = [
         f"# Gradient quality: {about['label']}",
         "",
-        f"Made by `{about['command']}` ({about['machine']}); {about['batches']} batches of {completions} "
-        f"completions, reference: {about['reference']}. +- is half a 95 % interval. docs/gradient_quality.md "
-        "defines the columns.",
+        "Made by",
+        "",
+        *(f"    {command}" for command in about["commands"]),
+        "",
+        f"(the last on {about['machine']}); {about['batches']} batches of {completions} completions, "
+        f"reference: {about['reference']}. +- is half a 95 % interval. docs/gradient_quality.md defines the "
+        "columns.",
         "",
         head,
         "|" + "---|" * (head.count("|") - 1),

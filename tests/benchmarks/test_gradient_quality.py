@@ -346,7 +346,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Probe, "estimate", None)
     monkeypatch.setattr(sys, "argv", arguments)
     gradient_quality.main()
-    assert rows(capsys.readouterr().out) == rows(page) and len(rows(page)) == 3
+    again = capsys.readouterr().out
+    assert rows(again) == rows(page) and len(rows(page)) == 3
+    assert again.count("    python gradient_quality.py --exact") == 2 and "--arms mine=egspo" in again
     monkeypatch.setattr(sys, "argv", [*arguments, "task.seed=3"])
     with pytest.raises(SystemExit, match=r"task: .* give another --label"):
         gradient_quality.main()
