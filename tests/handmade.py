@@ -12,7 +12,7 @@ def make_views(**changes):
     fields = {
         "inputs": torch.zeros(1, 3, 4, dtype=torch.long),
         "attention_mask": torch.ones(1, 4, dtype=torch.bool),
-        "targets": torch.zeros(1, 3, dtype=torch.long),
+        "targets": torch.zeros(1, 3, 3, dtype=torch.long),
         "scored": torch.tensor([[[True, True, False], [False, False, True], [False] * 3]]),
         "weight": torch.tensor([[0.5, 0.25, 0.0]], dtype=DOUBLE),
         "advantages": torch.tensor([[2.0, -4.0, 5.0]], dtype=DOUBLE),
