@@ -13,6 +13,7 @@ from egspo.compare.results import Results
 from egspo.compare.search import num_trials, search
 from egspo.compare.summary import summarise, table
 from egspo.compare.worker import pack
+from egspo.report.comparison import compose_comparison
 
 TOY = [
     *runs.SETTINGS,
@@ -190,6 +191,33 @@ def test_finalists_alone_are_corrected_for(searched, tmp_path: Path):
     assert p["espo"][0] is not None and p["espo"][1] is None
     low, high = sorted(p[label] for label in ("wd1", "spg"))
     assert low[1] == min(1.0, 2 * low[0]) and high[1] >= high[0]
+
+
+def test_all_are_told_how_far_they_are_behind_the_best(searched, tmp_path: Path):
+    """Also where two methods are both ahead of the one that all are compared to."""
+    results = Results(tmp_path / "out")
+    rights = {"egspo": [8, 8], "wd1": [12, 14], "spg": [10, 12]}
+    results.open(plan(*rights))
+    for label, ends in rights.items():
+        trial = type(searched[0])(label, 0, {}, [], ["samples", "seconds"])
+        results.add_trials([trial])
+        for seed, end in enumerate(ends):
+            place = tmp_path / "runs" / f"{label}-{seed}"
+            curve(place, 0.5, [2] + [end] * 10)
+            results.keep(plan(*rights).final(label, {}, seed, place), trial, seed)
+    found = summarise(results, "egspo", ["made"])
+    rows = found["budgets"]["samples"]
+    assert list(rows) == ["wd1", "spg", "egspo"]
+    to_best = {label: row.get("difference_to_best", {}).get("mean") for label, row in rows.items()}
+    assert to_best == {"wd1": None, "spg": pytest.approx(-0.1), "egspo": pytest.approx(-0.25)}
+    low, high = rows["spg"]["difference_to_best"]["ci95"]
+    assert low < -0.1 < high
+    assert table(found, "x").count("| to the best, `wd1` |") == 2  # once a budget
+    page = compose_comparison("x", found)
+    assert '<th class="number">To the best, wd1</th>' in page and ">-25.0 <small>[" in page
+    # Where the baseline is the best, its own column says it all.
+    found = summarise(results, "wd1", ["made"])
+    assert "to the best" not in table(found, "x") and "To the best" not in compose_comparison("x", found)
 
 
 def test_the_search_of_an_earlier_version_is_not_taken_for_both_budgets(tmp_path: Path):

@@ -11,7 +11,6 @@ from egspo.report.tables import shown, table, text
 FILE = "comparison.json"
 UNITS = {"samples": "samples", "seconds": "processor seconds"}
 AXES = {"samples": "samples seen", "seconds": "processor seconds of training"}
-HEADER = ("Method", "Seeds", "Accuracy (%)", "Difference", "p", "Samples", "Seconds", "Chosen by the search")
 
 
 def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
@@ -48,16 +47,17 @@ def _swatch(colour: str) -> str:
 
 def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -> str:
     against, rows = comparison["against"], []
-    for label, row in comparison["budgets"][kind].items():
-        difference = row["difference"]
-        paired = label != against and difference["mean"] is not None
+    found = comparison["budgets"][kind]
+    for label, row in found.items():
         rows.append(
             (
                 _swatch(tint[label]) + text(label) + _diverged(row["diverged"]),
                 str(len(row["by_seed"])),
                 f"{100 * row['mean']:.1f}{_range(row['ci95'])}",
-                _paired(difference) if paired else None,
-                shown(difference["p_holm"], ".2g") if paired else None,
+                _paired(row["difference"]) if label != against else None,
+                shown(row["difference"]["p_holm"], ".2g"),
+                _paired(row.get("difference_to_other")),
+                _paired(row.get("difference_to_best")),
                 f"{row['samples']:,.0f}",
                 f"{row['seconds']:,.0f}",
                 text(", ".join(f"{key} {value}" for key, value in row["chosen"].items())),
@@ -69,7 +69,10 @@ def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
         "the methods with the most seeds."
     )
     head = f"At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run"
-    shown_rows = table(HEADER, rows, numeric=HEADER[1:7])
+    best = next(iter(found), "")
+    differences = ("Difference", "p", f"To the other {text(against)}", f"To the best, {text(best)}")
+    header = ("Method", "Seeds", "Accuracy (%)", *differences, "Samples", "Seconds", "Chosen by the search")
+    shown_rows = table(header, rows, numeric=header[1:-1])
     return f"<h2>{text(head)}</h2>\n{shown_rows}\n<p>{text(note)}</p>" + _others(comparison, kind)
 
 
@@ -78,7 +81,7 @@ def _others(comparison: Mapping[str, Any], kind: str) -> str:
     found = comparison.get("others", {}).get(kind)
     if not found:
         return ""
-    against, rows = comparison["against"], []
+    rows = []
     for label, row in found.items():
         rows.append(
             (
@@ -89,17 +92,13 @@ def _others(comparison: Mapping[str, Any], kind: str) -> str:
             )
         )
     told = "Read at this budget from runs that the search chose for the other one alone"
-    if against in found:
-        told += f"; difference of the methods above to that {text(against)}: " + ", ".join(
-            f"{text(label)} {_paired(row['difference_to_other'])}"
-            for label, row in comparison["budgets"][kind].items()
-            if label != against and row["difference_to_other"]["mean"] is not None
-        )
     heads = ("Method", "Seeds", "Accuracy (%)", "Chosen for the other budget")
     return f"\n{table(heads, rows, numeric=heads[1:3])}\n<p>{told}.</p>"
 
 
-def _paired(difference: Mapping[str, Any]) -> str:
+def _paired(difference: Mapping[str, Any] | None) -> str | None:
+    if difference is None or difference["mean"] is None:
+        return None
     return f"{100 * difference['mean']:+.1f}{_range(difference['ci95'])}"
 
 
