@@ -35,6 +35,8 @@ def main() -> None:
     if new.all():
         parser.exit(0, "the base was trained on none of the test problems, as far as its settings tell\n")
     print(f"{int(new.sum())} of {len(new)} test problems were not trained on")
+    before = base_verdicts(results)
+    print(f"before training: {before[new].mean():.1%} of those, {before[~new].mean():.1%} of the others")
     for kind, limit in comparison["limits"].items():
         print(f"\n## At {limit:,.10g} {UNITS[kind]} a run\n")
         print("\n".join(table(results, kind, limit, comparison["against"], new)))
@@ -49,6 +51,12 @@ def unseen(results: Results) -> torch.Tensor:
     )
     limit = base.get("eval", {}).get("limit")
     return ~torch.tensor(trained_on(earlier, task, "test")[:limit])
+
+
+def base_verdicts(results: Results) -> torch.Tensor:
+    """Of the base, with which every curve begins."""
+    curve = next(curve for trial in results.trials for curve in results.curves(trial).values())
+    return verdicts({0: curve[0]}, [0])[0]
 
 
 def table(results: Results, kind: str, limit: float, against: str, new: torch.Tensor) -> list[str]:

@@ -1,6 +1,6 @@
 """A task of one's own, in one file: write digits in ascending order.
 
-    egspo sft examples/my_task.yaml output_dir=runs/digits-sft
+    egspo sft examples/my_task.yaml examples/my_task_sft.yaml
     egspo train examples/my_task.yaml examples/my_task_rl.yaml
 
 docs/tasks/own.md goes through it. A completion is a text that a model wrote, so `grade` may meet anything.

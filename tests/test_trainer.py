@@ -1,6 +1,7 @@
 """The training loop on the toy task: what it computes, what it costs, what it leaves behind."""
 
 import re
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -221,6 +222,16 @@ def test_a_pass_by_samples_gives_every_group_to_one_update(base: Path, tmp_path:
     assert torch.equal(second.inputs, fourth.inputs)
     assert not torch.equal(first.inputs, second.inputs)
     assert trainer.num_updates == 4
+
+
+def test_a_phase_in_two_parts_is_timed_as_their_sum():
+    """Rewards are waited for and then gathered; a cached rollout is corrected after steps are selected."""
+    meter = Meter()
+    meter.merge({"reward/mean": (1.0, 1.0), "reward/square": (1.0, 1.0)})
+    for _ in range(3):
+        with meter.timed("time/reward"):
+            time.sleep(0.05)
+    assert 0.15 <= meter.result(["time/reward"])["time/reward"] < 0.3
 
 
 def test_a_pass_by_steps_trains_the_highest_entropy_first(base: Path, tmp_path: Path):

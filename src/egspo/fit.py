@@ -49,11 +49,14 @@ def check_memory(
 def prompt_tokens(config: BaseRun, task: Task | None = None) -> int:
     """Tokens of a padded prompt: the longest of 256 of the training problems, else the most allowed.
 
-    The latter where there is no tokenizer yet, or the problems are on the hub.
+    The latter where there is no tokenizer yet, or the pairs are on the hub.
     """
     most = (config.sft if isinstance(config, SFTRun) else config.train).max_prompt_length
-    tokenizer, messages = _tokenizer(config), _messages(config, task)
-    if not messages or tokenizer is None or tokenizer.chat_template is None:
+    tokenizer = _tokenizer(config)
+    if tokenizer is None or tokenizer.chat_template is None:
+        return most
+    messages = _messages(config, task)
+    if not messages:
         return most
     texts = [
         tokenizer.apply_chat_template(list(m), tokenize=False, add_generation_prompt=True) for m in messages

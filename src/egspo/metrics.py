@@ -52,11 +52,12 @@ class Meter:
 
     @contextmanager
     def timed(self, key: str) -> Iterator[None]:
+        """Seconds of a phase; what comes later of the same phase is added to it."""
         started = time.monotonic()
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.add(key, time.monotonic() - started, 1)
+        self.add(key, time.monotonic() - started, 0 if key in self._sums else 1)
 
     def over_ranks(self, accelerator: Accelerator) -> "Meter":
         if accelerator.num_processes == 1:

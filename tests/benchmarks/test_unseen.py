@@ -22,8 +22,11 @@ def test_both_kinds_of_problems_make_up_the_whole():
     told = tell(FOLDER)
     # As `egspo train` says of this base and task seed: it was trained on 691.
     assert told.startswith("309 of 1000 test problems were not trained on\n")
-    _, samples, seconds = told.split("## At ")
+    first, samples, seconds = told.split("## At ")
+    base = [float(share) for share in re.findall(r"(\S+)%", first)]
     comparison = json.loads((FOLDER / "comparison.json").read_text())
+    curve = comparison["budgets"]["samples"]["egspo-sa"]["curve"]
+    assert 0.309 * base[0] + 0.691 * base[1] == pytest.approx(100 * curve[0]["accuracy"], abs=0.1)
     for kind, part in (("samples", samples), ("seconds", seconds)):
         rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| ")][1:]
         assert len(rows) == len(comparison["budgets"][kind])
