@@ -258,6 +258,18 @@ def test_what_is_impossible_names_field_value_and_remedy(override: str, line: st
     assert problems(overrides=(override,)) == [line]
 
 
+def test_validation_decodes_by_a_sampler_that_there_is():
+    both = ("eval.remasking=margin", "sampler.confidence_threshold=0.9")
+    assert problems(overrides=both) == [
+        "eval.remasking: 'margin' for the sampler of validation, whose confidence_threshold: 0.9 with "
+        "remasking 'margin', which does not go by confidence; use low_confidence or top_prob"
+    ]
+    # What is wrong with the sampler itself is told once.
+    assert [line.partition(":")[0] for line in problems(overrides=("sampler.remasking=margin", both[1]))] == [
+        "sampler.confidence_threshold"
+    ]
+
+
 def test_a_data_set_without_validation_split_is_refused():
     (line,) = problems(task={"name": "sudoku", "num_validation": 0})
     assert line == "task.num_validation: 0: Input should be greater than or equal to 1"

@@ -14,7 +14,7 @@ import runs
 from egspo import evaluation, registry
 from egspo.answerlog import AnswerLog
 from egspo.config import EvalConfig, SamplerConfig
-from egspo.evaluation import draw_examples, eval_sampler, evaluate, summarise
+from egspo.evaluation import draw_examples, evaluate, summarise
 from egspo.ops.intervals import clustered_wilson, wilson
 from egspo.policy import Policy
 from egspo.tracking import write_evaluation
@@ -94,9 +94,9 @@ def test_seeds_have_rows_and_a_mean_with_students_interval():
 
 def test_evaluation_is_greedy_and_decodes_as_training_unless_told():
     trained = SAMPLER.model_copy(update={"temperature": 1.5, "remasking": "top_prob", "cfg_scale": 1.0})
-    plain = eval_sampler(trained, EvalConfig())
+    plain = EvalConfig().sampler(trained)
     assert plain == trained.model_copy(update={"temperature": 0.0})
-    told = eval_sampler(trained, EvalConfig(temperature=0.5, remasking="random"))
+    told = EvalConfig(temperature=0.5, remasking="random").sampler(trained)
     assert told == trained.model_copy(update={"temperature": 0.5, "remasking": "random"})
 
 

@@ -185,6 +185,19 @@ def test_scores_in_microbatches(tiny_policy):
     torch.testing.assert_close(parts.view_logp, whole.view_logp, rtol=0, atol=1e-12)
 
 
+def test_no_pass_without_gradients_has_more_canvases_than_a_microbatch(tiny_policy):
+    policy, sampler = tiny_policy(), make_sampler()
+    _, views = make_views(policy, sampler)
+    assert views.scored.shape[:2] == (4, 4)  # a sample has more views than a microbatch
+    sizes = []
+    policy.model.register_forward_pre_hook(
+        lambda model, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    scores = score_in_microbatches(policy, views, sampler, 3)
+    assert sizes == [3, 3, 3, 3, 3, 1]
+    torch.testing.assert_close(scores.token_logp, score(policy, views, sampler).token_logp.detach())
+
+
 def test_exact_kl_is_that_of_the_whole_distribution(tiny_policy):
     policy, sampler = tiny_policy(dtype=torch.float64), make_sampler(temperature=0.7)
     _, views = make_views(policy, sampler)

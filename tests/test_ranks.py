@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import runs
 from egspo.config import BaseRun
 from egspo.sharing import Sharing
+from models.test_masked_lm import save_model
 
 TOLERANCE = 1e-5
 # Adam divides a gradient by its own size: with a small epsilon it makes whole steps out of rounding.
@@ -190,6 +191,19 @@ def test_a_rank_without_an_active_sample_waits_for_the_other(both: dict[str, Pat
     nobody = [row for row in rows if row["reward/zero_std_fraction"] == 1]
     assert nobody
     assert all(row["optim/grad_norm"] is None for row in nobody)
+
+
+@pytest.mark.timeout(600)
+def test_one_rank_stops_all_and_need_not_validate(tmp_path: Path):
+    """Of a model with buffers, for which no rank may wait: a validation of one problem is one rank's."""
+    script, model = Path(__file__).with_name("stopping.py"), save_model(tmp_path / "bert", "bert")
+    settings = ["train.max_steps=6", "train.eval_steps=1", "eval.limit=1", "train.num_generations=8"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    launch(sys.executable, *torchrun, str(script), str(model), str(tmp_path / "run"), *settings)
+    rows = runs.rows(tmp_path / "run")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert any(row["optim/grad_norm"] for row in rows)  # buffers go round with a forward pass that trains
+    assert len(list((tmp_path / "run" / "eval").glob("validation-*.json"))) == 2
 
 
 def test_groups_that_do_not_share_out_are_refused_by_name(tmp_path: Path):

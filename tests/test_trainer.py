@@ -433,6 +433,17 @@ def test_a_callback_may_stop_a_run_that_goes_on_later(tmp_path: Path):
         assert torch.equal(value, runs.weights(second.policy)[name])
 
 
+def test_a_run_that_stops_before_its_first_validation_leaves_the_model_that_it_has(tmp_path: Path):
+    def stop(trainer, row):
+        trainer.should_stop = True
+
+    settings = ["train.eval_steps=2", "train.load_best_model_at_end=true"]
+    trainer = runs.trainer(tmp_path, *settings, callbacks=[stop])
+    loaded = load_policy(trainer.train())
+    for name, value in runs.weights(trainer.policy).items():
+        assert torch.equal(value, runs.weights(loaded)[name])
+
+
 def wrong_answers(completions, answer, **columns) -> list[float]:
     return [float(text != right) for text, right in zip(completions, answer, strict=True)]
 

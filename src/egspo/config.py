@@ -43,7 +43,7 @@ class BaseRun(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     def problems(self) -> list[str]:
-        found = self._unpublishable() + self._rounded_away()
+        found = self._unpublishable() + self._rounded_away() + self._undecodable()
         if not hasattr(self.task, "name"):  # none, or the stand-in for one that could not be read
             return found
         try:
@@ -51,6 +51,15 @@ class BaseRun(Section):
         except ValueError as error:
             found.append(str(error))
         return found
+
+    def _undecodable(self) -> list[str]:
+        """What validation would make of the sampler, and the sampler cannot be."""
+        found = self.eval.sampler(self.sampler).problems()
+        return [
+            f"eval.remasking: {self.eval.remasking!r} for the sampler of validation, whose {problem}"
+            for problem in found
+            if problem not in self.sampler.problems()
+        ]
 
     def _rounded_away(self) -> list[str]:
         """What would train, and learn little or nothing."""

@@ -10,23 +10,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from egspo.answerlog import Answer, AnswerLog, fingerprints
-from egspo.config import BaseRun, EvalConfig, SamplerConfig
+from egspo.config import BaseRun, SamplerConfig
 from egspo.ops import intervals, noise
 from egspo.policy import Policy
 from egspo.rewards import TaskScorer
-from egspo.rollout import pad_prompts, rollout
+from egspo.rollout import check_sampler, pad_prompts, rollout
 from egspo.tasks.base import Task
 from egspo.tracking import RunFolder, Screen
 from egspo.types import Prompt
 
 Evaluation = tuple[dict[str, Any], list[Answer]]
 """The summary, and one record an answer."""
-
-
-def eval_sampler(sampler: SamplerConfig, config: EvalConfig) -> SamplerConfig:
-    """How evaluation decodes: as training does, greedily unless set otherwise."""
-    # Nothing reads a likelihood there.
-    return sampler.model_copy(update=config.decoding() | {"score_positions": False})
 
 
 @dataclass(frozen=True)
@@ -236,6 +230,20 @@ def _complete(policy: Policy, task: Task, questions: Sequence[Question], sampler
     ]
 
 
+def check_validation(policy: Policy, task: Task, config: BaseRun) -> None:
+    """Whether the problems of validation fit the model, which else shows after many iterations.
+
+    Raises:
+        ValueError: if one is too long.
+    """
+    prompts = task.load("validation")[: config.eval.limit]
+    longest = max(map(len, policy.encode_prompts([prompt.messages for prompt in prompts])))
+    try:
+        check_sampler(policy, config.eval.sampler(config.sampler), longest)
+    except ValueError as error:
+        raise ValueError(f"{error}; that prompt is one of validation") from None
+
+
 def validate(
     policy: Policy,
     task: Task,
@@ -247,7 +255,7 @@ def validate(
 ) -> float:
     """A point of the validation curve, written down and told; returns the accuracy."""
     prompts = task.load("validation")[: config.eval.limit]
-    sampler, size = eval_sampler(config.sampler, config.eval), config.eval.batch_size
+    sampler, size = config.eval.sampler(config.sampler), config.eval.batch_size
     summary, items = evaluate(
         policy, task, prompts, sampler, size, split="validation", accelerator=accelerator
     )

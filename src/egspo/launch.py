@@ -50,12 +50,14 @@ def accelerator(**options):
     Raises:
         ValueError: for a launch of a kind that a run cannot be part of.
     """
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
 
     # Ranks wait while one grades, saves or loads; ten minutes, the default, may be too few.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    made = Accelerator(cpu=device().type == "cpu", kwargs_handlers=[patience], **options)
+    # No buffer changes; sent round in a forward pass that not all ranks make, they would be waited for.
+    unsent = DistributedDataParallelKwargs(broadcast_buffers=False)
+    made = Accelerator(cpu=device().type == "cpu", kwargs_handlers=[patience, unsent], **options)
     kind = made.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise ValueError(

@@ -106,11 +106,13 @@ def score_in_microbatches(
     policy: Policy, views: Views, sampler: SamplerConfig, microbatch_size: int
 ) -> Scores:
     """Scores of many views without gradients, ``microbatch_size`` canvases a forward pass."""
+    # Without a gradient no view depends on another, whatever the objective's loss makes of them together.
+    apart = separate(views, torch.ones_like(views.weight, dtype=torch.bool))
     with torch.no_grad():
-        parts = [score(policy, chunk, sampler) for chunk in microbatches(views, microbatch_size)]
+        parts = [score(policy, chunk, sampler) for chunk in microbatches(apart, microbatch_size)]
     return Scores(
-        token_logp=torch.cat([part.token_logp for part in parts]),
-        position_logp=torch.cat([part.position_logp for part in parts]),
+        token_logp=torch.cat([part.token_logp for part in parts]).view_as(views.scored),
+        position_logp=torch.cat([part.position_logp for part in parts]).view_as(views.weight),
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from egspo import registry
 from egspo.config import BaseRun, RLRun, SamplerConfig
-from egspo.evaluation import eval_sampler
 from egspo.footprint import ShapePolicy
 from egspo.likelihood import guided_logits
 from egspo.models.layers import KVCache
@@ -99,7 +98,7 @@ def generations(policy: ShapePolicy, config: BaseRun, load: Load) -> dict[str, C
         objective = registry.load("objectives", config.objective.name)(config.objective)
         found["rollout"] = _denoise(policy, config.sampler, load, load.rollout_rows, objective.proxy)
     if load.validation_rows:
-        sampler = eval_sampler(config.sampler, config.eval)
+        sampler = config.eval.sampler(config.sampler)
         found["validation"] = _denoise(policy, sampler, load, load.validation_rows, proxy=None)
     return found
 

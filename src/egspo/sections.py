@@ -269,6 +269,11 @@ class EvalConfig(Section):
         """What it changes of the sampler."""
         return {"temperature": self.temperature} | ({"remasking": self.remasking} if self.remasking else {})
 
+    def sampler(self, sampler: SamplerConfig) -> SamplerConfig:
+        """How evaluation decodes: as training does, greedily unless set otherwise."""
+        # Nothing reads a likelihood there.
+        return sampler.model_copy(update=self.decoding() | {"score_positions": False})
+
 
 class TrackingConfig(Section):
     """Mirrors of metrics.jsonl, and the hub; nothing is sent anywhere unless asked for."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from egspo.checkpoint import Checkpoints
 from egspo.config import SFTRun
 from egspo.data import Problems, encode_problems, load_hub_pairs, read_pairs, solved
-from egspo.evaluation import validate
+from egspo.evaluation import check_validation, validate
 from egspo.likelihood import microbatches, score
 from egspo.ops import masking, noise
 from egspo.optim import apply_gradients, build_optimizer, exchanged_if, learning_rate, set_learning_rate
@@ -48,6 +48,8 @@ class SFTTrainer:
         longest = config.sft.max_prompt_length
         self.problems = encode_problems(policy, examples, longest, "sft.max_prompt_length", weights)
         check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
+        if task is not None and config.sft.eval_steps:
+            check_validation(policy, task, config)
         length = config.sampler.max_completion_length
         self.canvases = torch.tensor(
             [policy.encode_completion(p.solution, length) for p in self.problems.prompts]

@@ -20,7 +20,7 @@ from egspo import registry
 from egspo.checkpoint import Checkpoints
 from egspo.config import RLRun, SamplerConfig
 from egspo.data import encode_problems
-from egspo.evaluation import validate
+from egspo.evaluation import check_validation, validate
 from egspo.external import RewardFunc
 from egspo.likelihood import correct, microbatches, one_view, score, score_in_microbatches, separate
 from egspo.metrics import Meter, batch_metrics, importance_metrics, transcripts, warnings
@@ -95,6 +95,8 @@ class Trainer:
             policy, task.load("train"), longest, "train.max_prompt_length", weights
         )
         check_sampler(policy, config.sampler, max(map(len, self.problems.encoded)))
+        if config.train.eval_steps:
+            check_validation(policy, task, config)
         policy.model.to(self.accelerator.device)
         if config.objective.beta:
             policy.freeze_reference()
@@ -297,17 +299,19 @@ class Trainer:
             screen.say(warning)
         for callback in self.callbacks:
             callback(self, row)
+        # What one rank sees, its clock or its memory, another may not.
+        self.should_stop = bool(self._across_ranks(self.should_stop, any))
 
     def _keep(self, step: int, screen: Screen) -> None:
         train = self.config.train
         if train.eval_steps and step % train.eval_steps == 0:
             self._validate(step, screen)
         last = step == train.max_steps or self.should_stop
-        if last or (train.save_steps and step % train.save_steps == 0):
+        saved = last or (train.save_steps and step % train.save_steps == 0)
+        if saved and self.accelerator.is_main_process:
             state = {"best": self.best, "num_updates": self.num_updates, "num_tokens": self.num_tokens}
             state["replay"] = self.replay.state()
-            if self.accelerator.is_main_process:
-                self.checkpoints.save(step, self.policy.model, self.optimizer, state)
+            self.checkpoints.save(step, self.policy.model, self.optimizer, state)
 
     def _validate(self, step: int, screen: Screen) -> None:
         accuracy = validate(self.policy, self.task, self.config, step, self.folder, self.accelerator, screen)
@@ -331,7 +335,7 @@ class Trainer:
     def _finish(self) -> Path:
         """Write the final (or best validated) model; idempotent, so a finished run may be called again."""
         target = self.folder.path / "model"
-        if self.config.train.load_best_model_at_end:
+        if self.config.train.load_best_model_at_end and self.best["step"]:
             self.accelerator.wait_for_everyone()
             self.checkpoints.load_best(self.policy.model)
         if self.accelerator.is_main_process:

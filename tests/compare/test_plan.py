@@ -113,6 +113,24 @@ def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
             "big: 8 prompts of 4 completions are not the 16 samples of the others",
         ),
         (
+            ["compare.methods={other: {task: {seed: 5}}}"],
+            ["egspo", "other"],
+            {},
+            "other: task.seed: 5 is not the 0 of egspo; all share base, problems and evaluation",
+        ),
+        (
+            ["compare.methods={other: {model: {init: tiny-1m}}}"],
+            ["egspo", "other"],
+            {},
+            "other: model.init: 'tiny-1m' is not the 'tiny' of egspo",
+        ),
+        (
+            ["compare.grid={eval.temperature: [0.0, 1.0]}"],
+            ["egspo"],
+            {},
+            "egspo: eval.temperature: 1.0 is not the 0.0 of egspo",
+        ),
+        (
             ["optim.lr_scheduler_type=linear"],
             ["egspo"],
             {"seconds": 5},

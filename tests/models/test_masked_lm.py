@@ -1,6 +1,7 @@
 """Masked language models of transformers as diffusion LMs, beside what transformers says of them."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ import runs
 from egspo.models.family import family_of
 from egspo.policy import build_policy, load_policy
 from egspo.sections import ModelConfig
+from egspo.sft import SFTTrainer
+from egspo.tasks import toy
+from egspo.trainer import Trainer
 
 PAD, CLS, SEP, UNK, MASK = SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")
 VOCABULARY = {token: number for number, token in enumerate([*SPECIAL, *"0123456789"])}
@@ -160,6 +164,26 @@ def test_two_steps_of_rl(folder, tmp_path):
     loaded = load_policy(tmp_path)
     ids = torch.tensor(ROWS[:1])
     torch.testing.assert_close(loaded.logits(ids), trainer.policy.logits(ids), rtol=0, atol=1e-6)
+
+
+class LongValidation(toy.Task):
+    """The prompts of training fit, that of validation does not."""
+
+    def _load(self, split):
+        message = {"role": "user", "content": "7" * LENGTH}
+        return [replace(p, messages=(message,)) if split != "train" else p for p in super()._load(split)]
+
+
+def test_a_validation_problem_that_does_not_fit_is_told_before_anything_is_trained(folder, tmp_path):
+    config = runs.rl_config(tmp_path, *runs.from_base(folder), "train.eval_steps=1")
+    policy = build_policy(config.model, config.seed)
+    message = "sampler.max_completion_length: 2 after a prompt of .* validation$"
+    with pytest.raises(ValueError, match=message):
+        Trainer(policy, LongValidation(config.task), config)
+    tuning = runs.sft_config(tmp_path, *runs.from_base(folder), "sft.eval_steps=1")
+    with pytest.raises(ValueError, match=message):
+        SFTTrainer(policy, LongValidation(tuning.task), tuning)
+    Trainer(policy, LongValidation(config.task), runs.rl_config(tmp_path, *runs.from_base(folder)))
 
 
 def test_lora(folder, tmp_path):

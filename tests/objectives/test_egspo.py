@@ -1,6 +1,7 @@
 """EGSPO-SA's hooks by hand; tests/test_literal.py runs them against a literal implementation."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +83,25 @@ def test_candidates(settings, expected):
     found = objective.candidates(make_trajectory())
     assert (found is None) == (expected is None) == (objective.proxy is None)
     assert expected is None or picked(found) == expected
+
+
+@pytest.mark.parametrize("selection", ["entropy_sampled", "top_and_sampled"])
+@pytest.mark.parametrize("baseline", ["none", "batch", "same_rank"])
+def test_the_steps_that_are_drawn_are_those_that_are_judged(selection, baseline):
+    objective = make_objective(selection=selection, baseline=baseline, num_selected_steps=2)
+    drawn = set()
+    for seed in range(50):
+        trajectory = replace(make_trajectory(), seeds=torch.tensor([seed, seed + 100]))
+        judged = objective.candidates(trajectory)
+        values = torch.full(judged.mask.shape, 0.25, dtype=DOUBLE)
+        earned = Rewards(torch.tensor([1.0, 0.5], dtype=DOUBLE), {}, 2, 3, judged, values)
+        advantages = objective.advantages(earned)
+        trained = objective.select(trajectory, advantages)
+        assert picked(trained) == picked(judged)
+        if baseline == "none":
+            assert advantages.gather(1, trained.index)[trained.mask].ne(0).all()
+        drawn |= set(picked(trained)[0])
+    assert drawn == {0, 1, 2}  # not those of the highest entropy alone
 
 
 def make_rewards(steps=None, values=None):

@@ -90,7 +90,7 @@ def literal_loss(case, config):
                     case.logp(who, i, step, place, case.sampler.temperature, token=token)
                     for who in (case.policy, case.old, case.reference)
                 )
-                counts = math.exp(float(old)) if config.actions == "predicted" else 1.0
+                counts = math.exp(float(old.detach())) if config.actions == "predicted" else 1.0
                 ratio = surrogate(
                     new - old.detach(), advantages[i][step], config.epsilon, config.epsilon_high
                 )

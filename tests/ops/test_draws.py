@@ -25,7 +25,7 @@ def literal_inclusion(share: list[float], budget: int) -> list[float]:
     return [min(1.0, high * s) for s in share]
 
 
-@pytest.mark.parametrize(("seed", "budget"), itertools.product(range(4), (1, 3, 10, 18)))
+@pytest.mark.parametrize(("seed", "budget"), [*itertools.product(range(4), (1, 3, 10, 18))])
 def test_probabilities_are_proportional_to_size_up_to_one(seed, budget):
     share = sizes(seed).flatten()
     share = share / share.sum()

@@ -33,6 +33,14 @@ def test_clipped_surrogate(ratio, advantage, value, slope):
     assert bool(is_clipped(log_ratio.detach(), a, 0.2, 0.5)) == (slope == 0 and advantage != 0)
 
 
+@pytest.mark.parametrize("advantage", [2.0, 0.0])
+def test_a_ratio_that_overflows_has_no_gradient_where_it_does_not_count(advantage):
+    log_ratio = torch.tensor(200.0, requires_grad=True)  # its exponential is infinite in float32
+    loss = clipped_surrogate(log_ratio, torch.tensor(advantage), 0.2, 0.5)
+    (gradient,) = torch.autograd.grad(loss, log_ratio)
+    assert (float(loss.detach()), float(gradient)) == (-1.5 * advantage, 0.0)
+
+
 def test_kl_estimates_by_hand():
     # d = log 0.2 - log 0.4 = -log 2: k1 log 2, k2 (log 2)^2 / 2, k3 1/2 - 1 + log 2.
     logp, ref_logp = torch.tensor([0.4]).log(), torch.tensor([0.2]).log()

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,15 @@ from egspo.seen import seen_by
 Values = dict[str, Any]
 """Settings by dotted name (``optim.learning_rate``)."""
 
+SHARED = (
+    "model.init",
+    "model.model_name_or_path",
+    "model.adapter",
+    "eval.limit",
+    "eval.temperature",
+    "eval.remasking",
+)
+"""Base and evaluation, which all methods have in common, and besides the problems of the task."""
 ENDLESS = 1_000_000
 """Iterations of a run that a number of seconds ends."""
 
@@ -274,8 +284,25 @@ class Plan:
             problems.append(
                 f"compare.own_grid: candidates differ in number ({told}); every method gets the same search"
             )
-        if problems:
+        if problems := problems or self._unlike():
             raise ConfigError(list(dict.fromkeys(problems)))
+
+    def _unlike(self) -> list[str]:
+        """Where a method has another base, other problems or another evaluation than the first."""
+        told = "all share base, problems and evaluation, so set it for all"
+        first, known = "", None
+        found = []
+        for label in self.methods:
+            for candidate in self.candidates(label):
+                common = _common(self._parsed(self._merged(label, candidate)))
+                if known is None:
+                    first, known = label, common
+                found += [
+                    f"{label}: {key}: {value!r} is not the {known.get(key)!r} of {first}; {told}"
+                    for key, value in common.items()
+                    if value != known.get(key)
+                ]
+        return found
 
     def _problems(self, label: str, candidate: Values) -> list[str]:
         try:
@@ -309,6 +336,11 @@ def parse_budget(given: Sequence[str]) -> dict[str, int | float]:
             raise ValueError(f"--budget: {text!r}; give samples=N or seconds=S")
         budget |= values
     return budget
+
+
+def _common(run: RLRun) -> Values:
+    problems = {f"task.{key}": value for key, value in run.task if key != "reward_weights"}
+    return {key: operator.attrgetter(key)(run) for key in SHARED} | problems
 
 
 def _label(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from egspo import registry
 from egspo.compare.plan import Run
 from egspo.config import RLRun, parse_config, parse_section
-from egspo.evaluation import eval_sampler, evaluate
+from egspo.evaluation import evaluate
 from egspo.policy import build_policy
 from egspo.tracking import write_whole
 from egspo.trainer import Trainer
@@ -33,7 +33,7 @@ class Recorder:
 
     def __init__(self, run: Run, config: RLRun, folder: Path):
         self.run, self.config = run, config
-        self.sampler = eval_sampler(parse_section(RLRun, "sampler", run.decoding), config.eval)
+        self.sampler = config.eval.sampler(parse_section(RLRun, "sampler", run.decoding))
         self.file = folder / "curve.jsonl"
         self.points = read_curve(self.file)
         self.sums: dict[str, list[float]] = defaultdict(list)

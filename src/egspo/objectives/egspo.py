@@ -258,8 +258,6 @@ class Objective(base.Objective):
     def select(self, trajectory: Trajectory, advantages: Float[Tensor, "batch steps"]) -> Steps:
         if self.config.selection == "optimal":
             return nonzero_steps(advantages * trajectory.informative, trajectory.num_steps)
-        if self._draws:
-            return nonzero_steps(self._drawn(trajectory), self.config.num_selected_steps)
         return self._choose(trajectory)
 
     def views(
@@ -299,6 +297,8 @@ class Objective(base.Objective):
 
     def _choose(self, trajectory: Trajectory) -> Steps:
         config = self.config
+        if self._draws:
+            return nonzero_steps(self._drawn(trajectory), config.num_selected_steps)
         return select_steps(
             config.selection,
             config.num_selected_steps,

@@ -16,9 +16,14 @@ def clipped_surrogate(
     epsilon: float,
     epsilon_high: float,
 ) -> Float[Tensor, "*shape"]:
-    """``-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)`` (PPO, arXiv 1707.06347)."""
-    ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
+    """``-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)`` (PPO, arXiv 1707.06347).
+
+    Where the clip is active, or A is 0, the gradient is 0 however large ``rho`` is, also where it overflows.
+    """
+    clipped = is_clipped(log_ratio, advantage, epsilon, epsilon_high)
+    bound = torch.full_like(log_ratio, 1 - epsilon).masked_fill(advantage > 0, 1 + epsilon_high)
+    ratio = log_ratio.masked_fill(clipped | (advantage == 0), 0.0).exp()
+    return -torch.where(clipped, bound, ratio) * advantage
 
 
 def is_clipped(
@@ -28,7 +33,7 @@ def is_clipped(
     epsilon_high: float,
 ) -> Bool[Tensor, "*shape"]:
     """Where the clip is the active branch, so that the gradient is zero."""
-    ratio = log_ratio.exp()
+    ratio = log_ratio.detach().exp()
     return ((ratio > 1 + epsilon_high) & (advantage > 0)) | ((ratio < 1 - epsilon) & (advantage < 0))
 
 
