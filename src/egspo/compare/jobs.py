@@ -66,7 +66,6 @@ class Jobs:
         write_whole(
             folder / "run.json", json.dumps(asdict(replace(run, slowdown=self.slowdown)), indent=2) + "\n"
         )
-        (folder / DIVERGED).unlink(missing_ok=True)
         command = [sys.executable, "-m", "egspo.compare.worker", str(folder)]
         with (folder / "output.log").open("w", encoding="utf-8") as log:
             with self._lock:
@@ -95,9 +94,7 @@ class Jobs:
         last = said[-1] if said else "no output"
         if code < 0:
             last = f"it was ended by {signal.Signals(-code).name}"
-        if not last.startswith("FloatingPointError"):
-            raise RunFailed(f"{run.label}: its run failed: {last} (all of it: {folder / 'output.log'})")
-        (folder / DIVERGED).write_text(last + "\n", encoding="utf-8")
+        raise RunFailed(f"{run.label}: its run failed: {last} (all of it: {folder / 'output.log'})")
 
     def _stop(self, futures) -> None:
         with self._lock:

@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from egspo import registry
+from egspo.compare.jobs import DIVERGED
 from egspo.compare.plan import Run
 from egspo.config import RLRun, parse_config, parse_section
 from egspo.evaluation import evaluate
@@ -107,6 +109,7 @@ def train(folder: Path) -> None:
     Raises:
         FloatingPointError: if the run diverges; its curve ends there.
     """
+    (folder / DIVERGED).unlink(missing_ok=True)
     run = Run(**json.loads((folder / "run.json").read_text(encoding="utf-8")))
     config = parse_config(RLRun, run.settings)
     task = registry.make_task(config.task)
@@ -132,4 +135,8 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
-    train(Path(sys.argv[1]))
+    try:
+        train(Path(sys.argv[1]))
+    except FloatingPointError as error:
+        traceback.print_exc()
+        (Path(sys.argv[1]) / DIVERGED).write_text(f"{error}\n", encoding="utf-8")
