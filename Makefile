@@ -54,4 +54,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/seeds.py
 
 clean:
-	rm -rf $(VENV) $(OLD) runs
+	rm -rf $(VENV) $(OLD)

@@ -3,11 +3,13 @@
 # `make demo` runs it. A second run reuses whatever the first finished.
 #   OUT=DIR    where the runs go (default runs/demo)
 #   DATA=FILE  a public puzzle file to evaluate on too (CSV with Puzzle,Solution, or JSON lines)
-#   RANKS=N    processes of the RL run (default: the number of cores, at most 4)
+#   RANKS=N    processes of the RL run (default: the number of cores, or of GPUs if there are fewer, at most 4)
 set -euo pipefail
 out=${OUT:-runs/demo}
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
-ranks=${RANKS:-$((cores < 4 ? cores : 4))}
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+most=$((gpus > 0 && gpus < cores ? gpus : cores)) # no two ranks share a GPU
+ranks=${RANKS:-$((most < 4 ? most : 4))}
 ((ranks != 3)) || ranks=2 # the groups of a batch share out over 1, 2 or 4 ranks
 
 say() { printf '\n$ %s\n' "$*"; "$@"; }
@@ -22,7 +24,8 @@ say torchrun --standalone --nproc_per_node "$ranks" -m egspo train sudoku/task s
 evaluate "$out/sft" test-before
 evaluate "$out/rl" test-after
 if [[ -n ${DATA:-} ]]; then
-  name=$(basename "${DATA%%.*}")
+  name=$(basename "$DATA")
+  name=${name%%.*}
   evaluate "$out/sft" "$name-before" --data "$DATA"
   evaluate "$out/rl" "$name-after" --data "$DATA"
 fi

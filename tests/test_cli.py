@@ -188,6 +188,17 @@ def test_the_module_is_a_command(tmp_path: Path):
     assert runs.timeless(runs.rows(tmp_path / "out")) == runs.timeless(runs.rows(tmp_path / "again"))
 
 
+def test_sft_of_an_adapter_says_how_to_train_it_on(tmp_path: Path):
+    settings = ["model={init: null, model_name_or_path: tiny:sudoku-sft, use_peft: true}"]
+    settings += ["sft={max_steps: 1, eval_steps: 0, target_score: null}", f"output_dir={tmp_path}"]
+    ended = runs.egspo("sft", "sudoku/task", "sudoku/sft", *settings)
+    assert ended.code == 0, ended
+    given = ended.out.partition("next:  egspo train ")[2].split()
+    assert given[2:] == ["model.model_name_or_path=tiny:sudoku-sft", f"model.adapter={tmp_path / 'model'}"]
+    ended = runs.egspo("train", *given, "train.max_steps=1", f"output_dir={tmp_path / 'rl'}", "--dry-run")
+    assert ended.code == 0, ended
+
+
 def test_sft_from_a_file_of_settings(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(

@@ -258,6 +258,16 @@ def test_what_is_impossible_names_field_value_and_remedy(override: str, line: st
     assert problems(overrides=(override,)) == [line]
 
 
+def test_a_sections_own_check_of_its_fields_is_told_in_a_line():
+    task = {"name": "countdown", "min_target": 200, "max_target": 60}
+    assert problems(task=task) == [
+        "task: min_target 200 exceeds max_target 60; lower min_target to 60 or less"
+    ]
+    assert "task.num_numbers: 9: Input should be less than or equal to 6" in problems(
+        task=task | {"num_numbers": 9}
+    )
+
+
 def test_validation_decodes_by_a_sampler_that_there_is():
     both = ("eval.remasking=margin", "sampler.confidence_threshold=0.9")
     assert problems(overrides=both) == [

@@ -79,7 +79,10 @@ def sft(settings: Settings, dry_run: DryRun = False) -> None:
     folder = SFTTrainer(policy, task, config).train()
     name = config.task.name if config.task else ""
     recipe = f"{name}/task {name}/rl" if f"{name}/rl" in recipes() else "CONFIG.yaml"
-    say(f"model: {folder}\nnext:  egspo train {recipe} model.model_name_or_path={folder}")
+    base = f"model.model_name_or_path={folder}"
+    if config.model.use_peft or config.model.adapter:
+        base = f"model.model_name_or_path={config.model.model_name_or_path} model.adapter={folder}"
+    say(f"model: {folder}\nnext:  egspo train {recipe} {base}")
 
 
 @app.command()

@@ -226,6 +226,8 @@ def _parse(model: type[BaseModel], value: Any, key: str) -> tuple[Any, list[str]
             section = model.model_construct()  # without a name: nothing that fits together can be checked
         elif missing:
             section = model.model_construct(**kept, **{name: _stand_in(model, name) for name in missing})
+    if section is None:  # its fields do not go together
+        section = model.model_construct()
     if key and isinstance(section, Section):
         lines += [f"{key}.{line}" for line in _sound(section.problems(), wrong)]
     return section, lines, wrong
@@ -241,11 +243,12 @@ def _named(key: str, value: dict[str, Any]) -> type:
 
 
 def _validate(model: type[BaseModel], value: dict[str, Any], key: str) -> tuple[Any, list[str], set[str]]:
-    """A section (None if a field is wrong), what is wrong with its fields, and which those are."""
+    """A section (None if something is wrong), what is wrong with it, and which of its fields are."""
     try:
         return model.model_validate(value, context={"collecting": True}), [], set()
     except ValidationError as error:
-        return None, _explain(error, model, key), {str(item["loc"][0]) for item in error.errors()}
+        fields = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+        return None, _explain(error, model, key), fields
 
 
 def _stand_in(model: type[BaseModel], name: str) -> Any:

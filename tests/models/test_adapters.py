@@ -137,6 +137,18 @@ def test_an_adapters_folder_is_the_adapter_on_its_base(saved, fresh):
     }
 
 
+def test_an_adapter_that_is_trained_on_upon_another_base_names_that_one(saved, tmp_path):
+    other = tmp_path / "other"
+    build_policy(ModelConfig(init="tiny"), seed=1).save(other)
+    on = settings().model_copy(update={"model_name_or_path": str(other), "adapter": str(saved)})
+    policy = build_policy(on)
+    with silence():
+        policy.save(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(other)
+    assert torch.equal(load_policy(tmp_path / "again").logits(IDS), policy.logits(IDS))
+
+
 def test_a_base_given_from_here_is_found_from_elsewhere(base, tmp_path, monkeypatch):
     """``owner/name`` of a folder that is not there would be looked for on the hub."""
     monkeypatch.chdir(base.parent.parent)

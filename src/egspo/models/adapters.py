@@ -70,8 +70,11 @@ def _saved(model: nn.Module, name: str) -> nn.Module:
     from peft import PeftModel
 
     folder = adapter_folder(name)
+    settings = _settings(folder)
+    # What is trained on now, which need not be what the adapter was made for.
+    settings.base_model_name_or_path = getattr(model, "name_or_path", settings.base_model_name_or_path)
     try:
-        adapted = PeftModel(model, _settings(folder))
+        adapted = PeftModel(model, settings)
         found = adapted.load_adapter(str(folder), "default", is_trainable=True, torch_device="cpu")
     except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise _misfit(name, " ".join(str(error).split())) from None
