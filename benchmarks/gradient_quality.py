@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
     arms = known if options.only is None else choose(known, options.only)
     reference_arm = reference_of(options, task, overrides)
     about = describe(options, base, label, task, reference_arm, store)
-    write_setup(store.folder, about, arms, own)
+    for folder in (store.cache, store.folder):  # what the cache holds may be of other results
+        write_setup(folder, about, arms, own)
     if not store.is_finished(arms, plan):
         fill(options, base, reference_arm, arms, store, plan)
     store.publish()

@@ -636,6 +636,9 @@ def test_doctor_plans_for_a_device_that_is_not_here(tmp_path: Path):
     assert ended.code == 0, ended
     assert "in 4 bits" in ended.out
     assert "x (9 + 2) tokens" in ended.out
+    settings = [f"model={{model_name_or_path: {tmp_path}, load_in_4bit: true}}"]
+    line = refused("doctor", "debug/toy", "model.init=null", *settings)
+    assert line.startswith("model.load_in_4bit: True without an adapter")
 
 
 def test_train_tells_what_it_needs_and_refuses_what_cannot_fit(tmp_path: Path, monkeypatch):

@@ -234,12 +234,13 @@ IMPOSSIBLE = [
         "model.init: 'tiny' and model_name_or_path 'x'; set exactly one of the two",
     ),
     ("model.init=null", "model.init: None and model_name_or_path None; set exactly one of the two"),
+    ("model.lora_r=8", "model.lora_r: 8 without an adapter to train; add use_peft=true"),
     (
         "model.use_peft=true",
         "model.init: 'tiny' with an adapter trains nothing but noise; drop use_peft and adapter",
     ),
     (
-        "model.lora_dropout=0.1",
+        "model={use_peft: false, lora_dropout: 0.1}",
         "model.lora_dropout: 0.1 would make the first ratio differ from 1; use 0 in RL (it acts in SFT)",
     ),
     ("task.reward_weights.best=1", "task.reward_weights: toy has no part 'best'; its parts: match, exact"),

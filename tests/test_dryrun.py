@@ -13,6 +13,7 @@ from egspo.config import RLRun, load_config
 from egspo.models.tiny import build_tokenizer
 from egspo.models.tokenizers import save_tokenizer
 from egspo.policy import build_policy
+from egspo.sandbox import isolation
 
 CANVAS = "sampler={max_completion_length: 2, block_length: 2, diffusion_steps: 2}"
 SFT = ("model.init=tiny", CANVAS)
@@ -196,6 +197,42 @@ def test_a_published_recipe_goes_through_where_neither_model_nor_data_can_be_rea
     assert "could not be had from the hub" in found["NOT CHECKED"]
     assert "'GSAI-ML/LLaDA-8B-Instruct' is no folder here" in found["NOT CHECKED"]
     assert found["iterations"] == "2000 of 6 prompts x 8"
+
+
+LONG_VALIDATION = """
+from dataclasses import replace
+from egspo.tasks import toy
+
+class Task(toy.Task):
+    name = "long-validation"
+
+    def _load(self, split):
+        prompts = super()._load(split)
+        message = {"role": "user", "content": "7" * 2000}
+        return [replace(p, messages=(message,)) for p in prompts] if split == "validation" else prompts
+"""
+
+
+def test_what_only_validation_would_find_ends_the_dry_run(tmp_path: Path):
+    (tmp_path / "task.py").write_text(LONG_VALIDATION)
+    settings = ["debug/toy", f"task={{name: null, path: {tmp_path / 'task.py'}}}"]
+    assert "prompts" in told("train", *settings, "train.eval_steps=0")
+    line = refused("train", *settings, "train.eval_steps=1")
+    assert line.startswith("sampler.max_completion_length: ") and line.endswith("is one of validation")
+
+
+def test_programs_that_cannot_be_locked_up_end_the_dry_run(tmp_path: Path, monkeypatch):
+    data = tmp_path / "programs.jsonl"
+    data.write_text(json.dumps({"question": "Add.", "test": "assert add(1, 2) == 3"}) + "\n")
+    settings = ["debug/toy", f"task={{name: code, train_data: {data}, num_validation: 1}}"]
+
+    def denied(config, variant):
+        raise isolation.ContainmentError("denied here")
+
+    for name in ("bubblewrap", "kernel"):
+        monkeypatch.setattr(isolation.TIERS[name], "starter", denied)
+    monkeypatch.setattr(isolation, "_found", {})
+    assert "allow_unsafe" in refused("train", *settings)
 
 
 def test_what_would_end_the_run_ends_the_dry_run(tmp_path: Path):

@@ -177,5 +177,8 @@ def test_a_control_group_leaves_its_limit_less_what_is_in_use(tmp_path: Path, na
     assert capacity._group_bytes(tmp_path) == 600
     (limit.parent / "memory.stat").write_text(f"anon 300\n{cache} 50\n")
     assert capacity._group_bytes(tmp_path) == 650
+    # Files that were read often are caches too, and are given back alike.
+    (limit.parent / "memory.stat").write_text(f"{cache} 50\n{cache.replace('inactive', 'active')} 25\n")
+    assert capacity._group_bytes(tmp_path) == 675
     limit.write_text("max\n" if "max" in limit.name else str(2**63 - 4096))
     assert capacity._group_bytes(tmp_path) is None

@@ -1,6 +1,8 @@
 """Predicted memory against what torch's allocator handed out in real runs, and what is said of it."""
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,21 @@ def test_parts_that_stay_are_counted_by_hand(tmp_path: Path):
     adapted = predict(shaped(tmp_path, use_peft=True, lora_r=4, dtype="bfloat16"), 5, phases=())
     assert (adapted.weights, adapted.adapter, adapted.optimizer) == (2 * number, 4 * lora, 8 * lora)
     assert adapted.resident == adapted.peak - adapted.gradients
+
+
+def test_weights_count_as_they_are_stored_where_no_configuration_says(tmp_path: Path):
+    config = shaped(tmp_path, dtype="auto")
+    folder = tmp_path / "shape"
+    settings = json.loads((folder / "config.json").read_text())
+    settings.pop("dtype", None)
+    (folder / "config.json").write_text(json.dumps(settings))
+    unknown = predict(config, 5, phases=()).weights
+    LLaDAModelLM(LLaDAConfig.from_pretrained(folder)).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    shutil.copy(tmp_path / "saved" / "model.safetensors", folder)
+    assert predict(config, 5, phases=()).weights == unknown / 2
+    # As transformers reads it when it loads.
+    model = LLaDAModelLM.from_pretrained(folder, dtype="auto")
+    assert next(model.parameters()).dtype == torch.bfloat16
 
 
 def test_only_the_linear_layers_of_blocks_are_packed_in_4_bits(tmp_path: Path):

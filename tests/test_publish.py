@@ -101,6 +101,15 @@ def test_the_folder_loads_back_as_the_run(kind: str, request):
     assert evals[0] == evals[1] != ""
 
 
+def test_a_card_names_the_iteration_that_was_kept(full: Path, base: Path, tmp_path: Path):
+    assert ": 2 iterations, 32 samples." in (published(full) / "README.md").read_text()
+    best = ("train.eval_steps=1", "eval.limit=3", "train.load_best_model_at_end=true", "train.max_steps=3")
+    runs.train(tmp_path / "best", *runs.from_base(base), *best)
+    curve = [json.loads(f.read_text())["accuracy"] for f in sorted((tmp_path / "best/eval").glob("*.json"))]
+    card = (published(tmp_path / "best") / "README.md").read_text()
+    assert f": the best validated of 3 iterations, after {curve.index(max(curve)) + 1}, 48 samples." in card
+
+
 def test_an_adapter_moves_the_model_and_holds_nothing_else(lora: Path, base: Path):
     assert not same_logits(lora, base)
     names = load_file(lora / "model" / "adapter_model.safetensors")
@@ -414,6 +423,8 @@ def test_names_of_the_hub_are_told_from_folders(tmp_path: Path, monkeypatch):
         "GSAI-ML/LLaDA-8B-Instruct": "GSAI-ML/LLaDA-8B-Instruct",
         "owner/repository/sub/folder": "owner/repository",
         "runs/base": None,
+        "./typo": None,
+        "../typo": None,
         str(tmp_path): None,
         "tiny:sudoku-sft": None,
         "gpt2": None,

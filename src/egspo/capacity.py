@@ -55,9 +55,9 @@ def _groups(root: Path) -> Iterator[Path]:
 
 def _left_in(folder: Path) -> int | None:
     """Limit less use; file caches do not count, for they are given back."""
-    for limit, use, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    for limit, use, caches in (
+        ("memory.max", "memory.current", ("inactive_file", "active_file")),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     ):
         if (folder / limit).is_file() and (folder / use).is_file():
             most = (folder / limit).read_text(encoding="utf-8").strip()
@@ -66,6 +66,6 @@ def _left_in(folder: Path) -> int | None:
             used = int((folder / use).read_text(encoding="utf-8"))
             stat = folder / "memory.stat"
             rows = stat.read_text(encoding="utf-8").splitlines() if stat.is_file() else []
-            idle = next((int(row.split()[1]) for row in rows if row.startswith(f"{cache} ")), 0)
-            return int(most) - used + idle
+            cached = sum(int(number) for name, number in map(str.split, rows) if name in caches)
+            return int(most) - used + cached
     return None

@@ -28,7 +28,8 @@ _FILES = ("train_data", "data", "path")
 class Finished:
     """What a run folder tells of its model.
 
-    ``values`` is its ``config.json``, ``last`` the last line of its metrics. ``scores`` are the evaluations
+    ``values`` is its ``config.json``, ``last`` the last line of its metrics, ``best`` the iteration whose
+    weights it ended with where that is the best validated instead. ``scores`` are the evaluations
     of this very model, ``others`` those that lie beside them (of its base, say). ``adapter`` is what PEFT
     wrote, None where the weights themselves were trained.
     """
@@ -36,6 +37,7 @@ class Finished:
     repo: str
     values: dict[str, Any]
     last: dict[str, Any]
+    best: int | None
     scores: list[dict[str, Any]]
     others: list[dict[str, Any]]
     adapter: dict[str, Any] | None
@@ -122,6 +124,8 @@ def _about(run: Finished) -> Iterator[str]:
         else "A masked diffusion language model"
     )
     done = f"{run.last['step']} iterations" if "objective" in run.values else f"{run.last['step']} steps"
+    if run.best is not None:
+        done = f"the best validated of {done}, after {run.best}"
     yield f"# {run.repo.partition('/')[2]}\n"
     yield f"{what}, trained on {run.trained_on} by {run.method[0]}: {done}, {run.last['samples']} samples."
     yield "Made with egspo, which loads it without any remote code."

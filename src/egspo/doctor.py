@@ -108,7 +108,7 @@ def memory_plan(
 
 def _plannable(settings: Sequence[str]):
     """A checked configuration, which may ask for the 4-bit weights that only another machine can load."""
-    from egspo.compose import compose, split_settings
+    from egspo.compose import ConfigError, compose, split_settings
     from egspo.config import RLRun, SFTRun, parse_config
 
     values = compose(*split_settings(settings))
@@ -119,7 +119,10 @@ def _plannable(settings: Sequence[str]):
         return parse_config(kind, values)
     values["model"] = {key: value for key, value in model.items() if key != "load_in_4bit"}
     config = parse_config(kind, values)
-    return config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": True})})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"load_in_4bit": True})})
+    if problems := config.problems():
+        raise ConfigError(problems)
+    return config
 
 
 def _version(name: str) -> str:

@@ -1,5 +1,6 @@
 """A run walked through without its weights: what would be trained, on what, for how long. Writes nothing."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from egspo import launch, registry
 from egspo.config import BaseRun, ModelConfig, SFTRun
 from egspo.data import encode_problems, read_pairs, solved
+from egspo.evaluation import check_validation
 from egspo.footprint import build_shape
 from egspo.hub import Unreachable
 from egspo.models import tiny
@@ -27,13 +29,17 @@ def findings(config: BaseRun) -> Findings:
     """What a run of a checked configuration would do; ``NOT CHECKED`` stands where that cannot be seen here.
 
     Raises:
-        ValueError: for what would end the run: broken data, an unknown model, targets that match nothing.
+        ValueError: for what would end the run: broken data, an unknown model, targets that match nothing,
+            programs that cannot be locked up here.
     """
     task = _task(config)
     prompts, weights, found = _problems(config, task)
     policy, about = _model(config, task)
     found += about
     found += _prompts(config, policy, prompts, weights)
+    if policy is not None and task is not None and _of(config).eval_steps:
+        with contextlib.suppress(Unreachable):  # said already
+            check_validation(policy, task, config)
     if isinstance(config, SFTRun):
         return found + _sft_work(config)
     told = seen_by(config.model, task)
@@ -41,7 +47,11 @@ def findings(config: BaseRun) -> Findings:
 
 
 def _task(config: BaseRun) -> Task | None:
-    return registry.make_task(config.task) if config.task else None
+    if config.task is None:
+        return None
+    task = registry.make_task(config.task)
+    task.prepare(config.sandbox)
+    return task
 
 
 # ---- data ----------------------------------------------------------------------------------------------

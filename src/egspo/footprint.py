@@ -7,6 +7,7 @@ itself, whatever the family, the adapter or the precision, and costs seconds for
 
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from egspo.models import tiny
 from egspo.models.adapters import adapt, adapt_shape, has_adapter
 from egspo.models.family import Family, family_of
-from egspo.policy import Policy, read_config
+from egspo.policy import Policy, read_config, recompute_activations
 from egspo.sections import ModelConfig
 
 
@@ -79,7 +80,7 @@ def build_shape(config: ModelConfig, max_number_token: int | None = None) -> Sha
     with torch.device("meta"):
         model, family = _bare(config, max_number_token)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            recompute_activations(model)
         name = config.adapter
         model = adapt(model, config, family) if name is None else adapt_shape(model, name)
     return ShapePolicy(model, family, torch.bfloat16 if config.bf16 else None)
@@ -93,8 +94,20 @@ def _bare(config: ModelConfig, max_number_token: int | None) -> tuple[nn.Module,
     published = family.load_config(folder)
     dtype = config.dtype
     if dtype == "auto":
-        dtype = str(getattr(published, "dtype", None) or "float32").removeprefix("torch.")
+        dtype = str(getattr(published, "dtype", None) or _stored_dtype(folder)).removeprefix("torch.")
     return family.build(published).to(getattr(torch, dtype)), family
+
+
+def _stored_dtype(folder: Path) -> str:
+    """Precision of a checkpoint's weights; float32, the most that it can be, where they are not here."""
+    from safetensors import safe_open
+
+    names = {"BF16": "bfloat16", "F16": "float16"}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        return next((names[kind] for kind in sorted(kinds) if kind in names), "float32")
+    return "float32"
 
 
 def peak_bytes(policy: ShapePolicy, work: Callable[[], object], with_gradients: bool) -> int:

@@ -99,8 +99,8 @@ class DiffusionLM(TemplateLM):
         if add_bos_token and self.tokenizer.bos_token_id is None:
             raise ValueError(f"add_bos_token: True, but {pretrained} names no first token; leave it out")
         self._first = [self.tokenizer.bos_token_id] if add_bos_token else []
-        window = max_length or self.policy.max_length or WINDOW
-        self.max_length = min(window, self.policy.max_length or window)
+        most = self.policy.max_length
+        self.max_length = min(max_length or WINDOW, most or sys.maxsize)
         self._length, self._steps, self._settings = max_completion_length, steps, sampler
         self._trained = read_settings(self.policy).get("sampler", {}).get("max_completion_length")
         self._samplers: dict[Any, SamplerConfig] = {}

@@ -50,7 +50,8 @@ def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, An
     ]
 
 
-_NAME = re.compile(r"([\w.-]+/[\w.-]+)(/[\w./-]+)?")
+# An owner begins with a letter or digit: what begins with a dot is a path of this machine.
+_NAME = re.compile(r"(\w[\w.-]*/[\w.-]+)(/[\w./-]+)?")
 
 
 def hub_repository(name: str | None) -> str | None:

@@ -199,7 +199,7 @@ def build_policy(
         else:
             model, tokenizer = _load(config, device)
         if config.gradient_checkpointing:
-            _recompute_activations(model)
+            recompute_activations(model)
         model = adapt(model, config, family_of(model.config.model_type))
     launch.set_up(device, any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()))
     if not config.load_in_4bit:  # quantised weights are where they belong already
@@ -247,7 +247,7 @@ def _load(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, P
     return model, tokenizer
 
 
-def _recompute_activations(model: PreTrainedModel) -> None:
+def recompute_activations(model: PreTrainedModel) -> None:
     """Gradient checkpointing under the name that this version of transformers has for it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -67,7 +67,15 @@ def read_run(run: Path, repo: str, base_model: str | None = None, license: str |
     own = [_is_of(summary, run) for summary in evaluations]
     scores = [summary for summary, mine in zip(evaluations, own, strict=True) if mine]
     others = [summary for summary, mine in zip(evaluations, own, strict=True) if not mine]
-    return Finished(repo, values, last, scores, others, adapter, license)
+    return Finished(repo, values, last, _best(run, values), scores, others, adapter, license)
+
+
+def _best(run: Path, values: dict[str, Any]) -> int | None:
+    """The iteration whose weights a run ended with, if those are not its last."""
+    if not values.get("train", {}).get("load_best_model_at_end"):
+        return None
+    curve = [read_json(file, "RUN") for file in sorted((run / "eval").glob("validation-*.json"))]
+    return max(curve, key=lambda point: point["accuracy"])["step"] if curve else None  # the first of equals
 
 
 def require_access() -> None:

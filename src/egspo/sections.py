@@ -42,7 +42,7 @@ class ModelConfig(Section):
     load_in_4bit: bool = Field(False, description="NF4 weights by bitsandbytes; needs CUDA")
     gradient_checkpointing: bool = False
     use_peft: bool = Field(False, description="train a LoRA adapter instead of the weights")
-    lora_r: int = Field(16, ge=1)
+    lora_r: int = Field(16, ge=1, description="rank of a fresh adapter; a saved one keeps its own")
     lora_alpha: float = Field(32, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_target_modules: list[str] | None = Field(
@@ -57,7 +57,14 @@ class ModelConfig(Section):
             return [
                 f"init: {self.init!r} with an adapter trains nothing but noise; drop use_peft and adapter"
             ]
-        return self._quantisation()
+        return self._without_adapter() + self._quantisation()
+
+    def _without_adapter(self) -> list[str]:
+        """Settings of an adapter where none was asked for, nor refused: a finished run tells them all."""
+        given = sorted(name for name in self.model_fields_set if name.startswith("lora_"))
+        if not given or self.adapter or "use_peft" in self.model_fields_set:
+            return []
+        return [f"{given[0]}: {getattr(self, given[0])!r} without an adapter to train; add use_peft=true"]
 
     def _quantisation(self) -> list[str]:
         if not self.load_in_4bit:

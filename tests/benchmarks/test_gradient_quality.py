@@ -352,6 +352,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*arguments, "task.seed=3"])
     with pytest.raises(SystemExit, match=r"task: .* give another --label"):
         gradient_quality.main()
+    # The cache alone, with results elsewhere, holds vectors of this task and no other.
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", [*arguments, "task.seed=3", "--only", "all-steps"])
+    with pytest.raises(SystemExit, match=r"task: .* give another --label"):
+        gradient_quality.main()
+    assert not (tmp_path / "results" / "gradient-toy" / "setup.json").exists()
     monkeypatch.setattr(sys, "argv", [*arguments, "--batches", "5"])
     with pytest.raises(SystemExit, match="--batches: 5; give a multiple of the 4 blocks"):
         gradient_quality.main()
