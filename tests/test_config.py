@@ -243,6 +243,7 @@ IMPOSSIBLE = [
         "model={use_peft: false, lora_dropout: 0.1}",
         "model.lora_dropout: 0.1 would make the first ratio differ from 1; use 0 in RL (it acts in SFT)",
     ),
+    ("task.reward_weights.match=.nan", "task.reward_weights.match: nan: Input should be a finite number"),
     ("task.reward_weights.best=1", "task.reward_weights: toy has no part 'best'; its parts: match, exact"),
     (
         "tracking.report_to=[trackio]",

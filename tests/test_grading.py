@@ -87,3 +87,9 @@ def test_a_file_without_a_line_has_no_accuracy(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"^INPUT: .*g\.jsonl has no line"):
         verdicts("gsm8k", path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "g.jsonl"
+    path.write_text('{"generation": "<answer>18</answer>", "answer": "18"}\n', encoding="utf-8-sig")
+    assert [row["correct"] for row in verdicts("gsm8k", path)] == [True]

@@ -70,6 +70,12 @@ READ = {
 REFUSED = {
     "": "no number",
     "twelve": "no number",
+    "negative 18": "words that change",
+    "half of 18": "words that change",
+    "isn't 18": "words that change",
+    "18 hundred thousand": "words that change",
+    "-(-18)": "a calculation",
+    "10_2": "several numbers",
     "3 apples and 4 pears": "several numbers",
     "18 or 20": "several numbers",
     "1,2,3": "several numbers",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from egspo import latex
 from egspo.latex import EQUATION, LIST, MATRIX, RATIO, TUPLE, UNION, VALUE, Shape
+from egspo.rationals import MOST_DIGITS, rational
 
 Ask = Callable[[str, str], bool]
 """Whether two values in LaTeX are equal, for those whose writing does not tell."""
@@ -58,7 +59,14 @@ def _same(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
 
 
 def _same_in_any_order(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
-    """Each gold part takes the first that equals it: as equality is transitive, no other does better."""
+    """Each gold part takes the first that equals it: as equality is transitive, no other does better.
+
+    Bare values beside named ones (``x = 1, y = 2``) are in their order.
+    """
+    names = [part.parts[0].text for part in gold.parts if part.kind == EQUATION]
+    bare = all(part.kind != EQUATION for part in given.parts)
+    if bare and len(set(names)) == len(names) == len(given.parts) > 1:
+        return _all(_same(*pair, ask) for pair in zip(gold.parts, given.parts, strict=True))
     left, unknown = list(given.parts), False
     for part in gold.parts:
         verdicts = [_same(part, other, None) for other in left]
@@ -81,7 +89,7 @@ def _same_equation(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
     if all(named) and gold.parts[0].text == given.parts[0].text:
         return _same(gold.parts[1], given.parts[1], ask)
     if gold.kind == given.kind:
-        values = [latex.rational(shape.parts[1].text) is not None for shape in (gold, given)]
+        values = [rational(shape.parts[1].text) is not None for shape in (gold, given)]
         return False if all(named) and all(values) else _ask(gold, given, ask)
     if named[0]:
         return _same(gold.parts[1], given, ask)
@@ -89,7 +97,7 @@ def _same_equation(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
 
 
 def _same_value(gold: Shape, given: Shape, ask: Ask | None) -> bool | None:
-    numbers = latex.rational(gold.text), latex.rational(given.text)
+    numbers = rational(gold.text), rational(given.text)
     if None not in numbers:
         return numbers[0] == numbers[1]
     texts = latex.words(gold), latex.words(given)
@@ -116,7 +124,7 @@ def _base(text: str) -> tuple[str, int] | None:
     """Digits and base of a numeral; a plain whole number is one in base ten."""
     text = _joined(text)
     if re.fullmatch("-?[0-9]+", text):
-        return str(int(text)) if len(text) < latex.MOST_DIGITS else text, 10
+        return str(int(text)) if len(text) < MOST_DIGITS else text, 10
     match = _BASE.fullmatch(text)
     base = match and (_BASES.get(match[2]) or (int(match[2]) if match[2].isdigit() else None))
     return (re.sub("^(-?)0+(?=[0-9A-Z])", r"\1", match[1]), base) if base else None

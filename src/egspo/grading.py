@@ -25,7 +25,7 @@ def grade_file(task: Task, path: Path, grader: str = "default") -> Iterator[dict
     if grader == "paper" and type(task).paper_grade is Task.paper_grade:
         task.paper_grade("", {})  # raises, and says why
     weights = task.reward_weights
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         lines = ((index, line) for index, line in enumerate(file) if line.strip())
         first = next(lines, None)
         if first is None:

@@ -8,7 +8,8 @@ value all vanish.
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
+
+from egspo.rationals import rational
 
 LONGEST = 2_000
 """Longest answer read, in characters."""
@@ -16,9 +17,6 @@ MOST_PARTS = 64
 """Most parts of an answer, on all levels together."""
 DEEPEST = 12
 """Deepest nesting of parts."""
-MOST_DIGITS = 200
-"""Longest number whose value is read."""
-
 _CHARACTERS = str.maketrans(
     {
         "\N{MINUS SIGN}": "-",
@@ -50,6 +48,9 @@ _REWRITES = [
     (re.compile(pattern), new)
     for pattern, new in [
         (r"\\(?:left|right|displaystyle|textstyle|limits|[bB]igg?[lr]?)(?![A-Za-z])\s*", ""),
+        (r"^\s*\*\*(.*)\*\*\s*$", r"\1"),
+        (r"\\\\\s*$", ""),
+        (r"\\(?:text)?color\s*\{[A-Za-z]+\}", ""),
         (r"\\phantom\s*(?:\{[^{}]*\}|\S)?", ""),
         (r"(?<!\\)\\[()\[\]]", " "),
         (r"\\\$|\$|\\%|%", ""),
@@ -69,29 +70,30 @@ _REWRITES = [
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
     ]
 ]
-_UNIT = re.compile(r'(?<=[^\s,(\[])\s*"([^"]*)"(?:\s*\^\s*(?:\{\s*[0-9]\s*\}|[0-9]))?[\s.]*$')
+_UNIT = re.compile(r'(?<=[^\s,(\["])\s*"([^"]*)"(?:\s*\^\s*(?:\{\s*[0-9]\s*\}|[0-9]))?[\s.]*$')
 _PLAIN_UNIT = re.compile(
     r"(-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+|[0-9]*\\frac\{[0-9]+\}\{[0-9]+\}|[0-9]+/[0-9]+))\s+"
     r"((?:[cmk]?m|[mk]?g|s|ft|in|lbs?|oz|mi|hrs?|min|sec|mph|sq)\b[A-Za-z. ]*|[A-Za-z]{4}[A-Za-z. ]*)"
     r"(?:\^(?:\{[0-9]\}|[0-9]))?"
 )
+SCALES = {"dozen": 12, "hundred": 100} | {
+    word: 1000**power for power, word in enumerate(("thousand", "million", "billion", "trillion"), start=1)
+}
+"""Words behind a number that multiply it."""
+_CHANGING = frozenset(
+    ["squared", "cubed", "half", "halves", "third", "thirds", "quarter", "quarters", "factorial"]
+)
+"""Words behind a number that make another of it, and are no unit."""
 _HALF_OF_A_DAY = re.compile(r'(?<=[0-9])\s*"?\s*([ap])\.?\s*m\.?\s*"?$', re.IGNORECASE)
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SPACED = re.compile(r"-?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
-_NUMBERS = [
-    re.compile(rf"(?P<sign>[+-]?){pattern}")
-    for pattern in (
-        r"(?P<decimal>[0-9]+\.?[0-9]*|\.[0-9]+)",
-        r"(?P<whole>[0-9]*)\\frac\{(?P<above>-?[0-9]+)\}\{(?P<below>-?[0-9]+)\}",
-        r"(?:(?P<whole>[0-9]+) )?(?P<above>[0-9]+)/(?P<below>-?[0-9]+)",
-    )
-]
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _BRACKET = re.compile(r"\\[{}]|[(){}\[\]]|\\begin\b|\\end\b")
 _VARIABLE = re.compile(
     r"\s*(?:[A-Za-z]|\\[a-z]+|[A-Za-z]_\{?[A-Za-z0-9]\}?|[A-Za-z]\^\{-1\}\([a-z]\)|[A-Za-z]\([a-z]\))\s*"
 )
+_NAMED = re.compile(rf"{_VARIABLE.pattern}|\((?:{_VARIABLE.pattern},)+{_VARIABLE.pattern}\)")
 _MEMBER = re.compile(rf"^{_VARIABLE.pattern}\\in(?![A-Za-z])")
 VALUE, LIST, TUPLE, UNION, MATRIX, RATIO, EQUATION = (
     "value",
@@ -172,23 +174,6 @@ def _size(shape: Shape) -> int:
     return sum(map(_size, shape.parts)) or 1
 
 
-def rational(text: str) -> Fraction | None:
-    r"""Value of a whole number, a decimal, a fraction or a mixed number; None for anything else."""
-    if len(text) > MOST_DIGITS:
-        return None
-    text = re.sub(r"\s+", " ", re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text))
-    match = next(filter(None, (pattern.fullmatch(text) for pattern in _NUMBERS)), None)
-    if match is None:
-        return None
-    groups, sign = match.groupdict(), -1 if match["sign"] == "-" else 1
-    if groups.get("decimal"):
-        return sign * Fraction(groups["decimal"].rstrip("."))
-    above, below, whole = int(groups["above"]), int(groups["below"]), int(groups["whole"] or 0)
-    if below == 0 or (groups["whole"] and (above < 0 or below < 0)):
-        return None
-    return sign * (whole + Fraction(above, below))
-
-
 def words(shape: Shape) -> str | None:
     r"""What a value says if it is nothing but words in ``\text{…}``; None if it is anything else."""
     match = re.fullmatch(r'[\s("]*"([^"]*)"[\s)"]*', shape.text)
@@ -212,6 +197,8 @@ def _read(text: str, depth: int) -> Shape:
     if depth > DEEPEST:
         raise LatexError(f"nested deeper than {DEEPEST}")
     text, mark = _strip_unit(text.strip().rstrip(".,;"))
+    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?", text):
+        text = r"(-\infty,\infty)"
     text = text.replace(" ", "") if _SPACED.fullmatch(text) else text
     if _THOUSANDS.fullmatch(text):
         parts = tuple(Shape(VALUE, part) for part in text.split(","))
@@ -259,8 +246,8 @@ def _read_equation(text: str, parts: list[str], depth: int) -> Shape:
 
 
 def is_name(shape: Shape) -> bool:
-    """Whether the side of an equation is a variable or a function of one."""
-    return shape.kind == VALUE and _VARIABLE.fullmatch(shape.text) is not None
+    """Whether the side of an equation is a variable, a function of one, or a tuple of variables."""
+    return shape.kind == VALUE and _NAMED.fullmatch(shape.text) is not None
 
 
 def _read_bracketed(text: str, opening: str, content: str, closing: str, depth: int) -> Shape:
@@ -292,7 +279,17 @@ def _strip_unit(text: str) -> tuple[str, str]:
     if half:
         return text[: half.start()], half[1].lower()
     plain = _PLAIN_UNIT.fullmatch(text)
-    return plain[1] if plain else _UNIT.sub("", text).strip(), ""
+    value, unit = (plain[1], plain[2]) if plain else (_UNIT.sub("", text).strip(), _unit(text))
+    first = unit.split()[0].lower() if unit.split() else ""
+    if first in SCALES and (number := rational(value.replace(",", ""))) is not None:
+        return str(number * SCALES[first]), ""
+    return (text if first in _CHANGING else value), ""
+
+
+def _unit(text: str) -> str:
+    r"""The words of ``\text{…}`` behind a value."""
+    match = _UNIT.search(text)
+    return match[1] if match else ""
 
 
 def _bracketed(text: str) -> tuple[str, str, str] | None:

@@ -25,23 +25,29 @@ _REWRITES = [
         (r"\\ |~|\\q?quad(?![A-Za-z])", " "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|\N{DEGREE SIGN}", " "),
         (r"\\[$%]|[$€£¥¢%]", lambda match: " % " if match[0][-1] == "%" else "$"),
-        (r"\\[dtc]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}", r" \1/\2 "),
+        (
+            r"\\[dtc]?frac\s*\{\s*(-?[0-9][0-9,]*)\s*\}\s*\{\s*([0-9][0-9,]*)\s*\}",
+            lambda match: f" {match[1]}/{match[2]} ".replace(",", ""),
+        ),
         (r"\\[dtc]?frac\s*([0-9])\s*([0-9])", r" \1/\2 "),
-        (r"\*\*|[_`]{1,2}(?=[-$0-9])|(?<=[0-9.])[_`]{1,2}(?![0-9{A-Za-z])", ""),
+        (r"\*\*|(?<![0-9A-Za-z])[_`]{1,2}(?=[-$0-9])|(?<=[0-9.])[_`]{1,2}(?![0-9{A-Za-z])", ""),
     ]
 ]
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)\s*\$?\s*(?P<second>[+-]?)"
     r"(?:(?:(?P<mixed>[0-9]+)\s+)?(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)"
     r"|(?P<thousands>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?)|(?P<plain>[0-9]+(?:\.[0-9]+)?|\.[0-9]+))"
-    r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)(?![a-z])|(?P<kilo>[kK])(?![A-Za-z]))?"
+    r"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)(?![a-z])|(?P<kilo>[kKM])(?![A-Za-z]))?"
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3}
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "k": 3, "m": 6}
 _UNIT_DIGITS = re.compile(
     r"(?<=[A-Za-z)}])\s*\^\s*\{?\s*-?[0-9]\s*\}?|(?<=[A-Za-z])[²³]|(?<![A-Za-z0-9])(?:c|k|m)?m[23](?![A-Za-z0-9])"
 )
-_MISREAD = re.compile(r"\b(?:not|nor|neither|(?:and|plus)\s+(?:a|one)\s+(?:half|third|quarter|fifth)s?)\b")
-_SPELT_DIGITS = re.compile(r"[^\W\d_]|[^0-9]")
+_MISREAD = re.compile(
+    r"\b(?:not|nor|neither|minus|negative|(?:half|third|quarter|square|root)\s+of|twice|double|triple|"
+    r"squared|cubed|(?:and|plus)\s+(?:a|one)\s+(?:half|third|quarter|fifth)s?)\b"
+    r"|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b|#\s*(?:hundred|thousand|million|billion|trillion)\b"
+)
 
 
 class NumberError(ValueError):
@@ -82,7 +88,7 @@ def _check_rest(rest: str, values: list[Fraction]) -> None:
         shown = ", ".join(str(value)[:20] for value in values[:4])
         raise NumberError(f"several numbers ({shown}{', …' if len(values) > 4 else ''})")
     if re.search(
-        r"#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|#\s*:\s*#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#",
+        r"[-+]\s*\(\s*\$?\s*#|#\s*(?:\^|!|\*|\\times|\\cdot|\\div|x\s*#)|[.,]#|#,#|#\s*:\s*#|\\sqrt|(?<![\s($:])[-+]#|#[eE][-+]?#",
         rest,
     ):
         raise NumberError("a calculation, not a number")

@@ -32,6 +32,7 @@ class TaskScorer:
         self._final_weights = task.reward_weights
         self._step_weights = task.step_reward_weights
         self._recent: dict[tuple[int, str], Grade] = {}
+        self._alive: Sequence[Prompt] = ()
         self.part_names = tuple(task.parts)
         self.by_parts = task.independent
 
@@ -53,6 +54,7 @@ class TaskScorer:
         grades = self.task.grade_all([text for _, text in different], [fields[key] for key, _ in different])
         known = self._recent | dict(zip(different, grades, strict=True))
         self._recent = {key: known[key] for key in keys}
+        self._alive = prompts  # so that no other comes by the same id
         return [known[key] for key in keys]
 
 

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import sys
 import time
 
 import pytest
@@ -250,3 +251,11 @@ def test_every_rule_takes_linear_time(piece):
     sudoku.read_grid(text)
     rewards.tags(text), rewards.soft(text), rewards.strict(text)
     assert time.perf_counter() - start < 2
+
+
+def test_no_nesting_is_too_deep_for_the_stack_at_hand():
+    def below(frames: int):
+        return below(frames - 1) if frames else arithmetic.evaluate("(" * 198 + "1" + ")" * 198)
+
+    with pytest.raises(NotArithmetic):
+        below(sys.getrecursionlimit() - 250)

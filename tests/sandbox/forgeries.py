@@ -157,5 +157,26 @@ HIDING = {
         "import gc\nfor x in gc.get_objects():\n    if isinstance(x, type) and x.__name__ == 'Server':\n"
         "        x.do_call = lambda self, target, args, kwargs: True\n"
     ),
+    "an array without elements for a number": Hostile(
+        "import numpy as np\ndef f(x): return np.array([])\n",
+        "cannot be judged",
+        setup="import pytest",
+        tests=("assert f(1) == pytest.approx(2)", "assert all(f(1) == 2)", "assert f(1).all()"),
+    ),
+    "an array without elements for a list": Hostile(
+        "import numpy as np\ndef f(x): return np.empty((0, 1))\n",
+        "cannot be judged",
+        setup="import numpy as np",
+        tests=(
+            "assert np.allclose(f(1), [1, 2, 3])",
+            "assert (f(1) == np.array([1, 2, 3])).all()",
+            "assert np.abs(f(1) - np.array([1, 2, 3])).sum() < 1e-6",
+        ),
+    ),
+    "an object that is asked whether it equals": Hostile(
+        "class A:\n    equals = lambda self, y: True\n    all = lambda self: True\ndef f(x): return A()\n",
+        "cannot be judged",
+        tests=("assert f(1).equals([2])", "assert f(1).all()"),
+    ),
 }
 """Failures that would not reach the test's end."""

@@ -275,6 +275,8 @@ PASSES = {
     "arrays": (
         "import numpy as np\ndef double(x): return 2 * np.asarray(x)\ndef mean(x): return np.mean(x)",
         (
+            "import numpy as np; assert (double(np.array([])) == np.array([])).all()",
+            "import numpy as np; assert len(double([])) == 0 and double([]).sum() == 0",
             "import numpy as np; assert np.array_equal(double(np.arange(3)), [0, 2, 4]) and "
             "double([1.5]).dtype == float",
             "assert mean([1, 2]) == 1.5 and type(mean([1, 2])) is float",

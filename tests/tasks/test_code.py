@@ -78,6 +78,45 @@ def test_a_check_with_anything_else_is_one_test():
 def test_functions_and_methods_are_tests():
     test = "def helper(): pass\ndef test_a(): pass\nclass TestB:\n    def test_c(self): pass"
     assert split_tests(test, None) == (test, ("test_a()", "TestB().test_c()"))
+    # What tests nothing itself and others use is a helper.
+    test = "def test_cases(): return [1]\ndef test_a():\n    for x in test_cases(): assert f(x)"
+    assert split_tests(test, None) == (test, ("test_a()",))
+
+
+FIXTURES = """
+import unittest
+
+class TestSetUp(unittest.TestCase):
+    def setUp(self): self.x = 1
+    def test_x(self): self.assertEqual(f(self.x), 2)
+
+class TestMethod:
+    def setup_method(self, method): self.x = 1
+    def test_x(self): assert f(self.x) == 2
+
+async def test_async(): assert f(1) == 2
+"""
+
+
+def test_what_a_test_needs_runs_before_it(task):
+    fields = {"question": "Double x.", "test": FIXTURES}
+    assert task.grade(BLOCK.format("def f(x): return 2 * x"), fields).counts["tests"] == (3, 3)
+    assert task.grade(BLOCK.format("def f(x): return x"), fields).counts["tests"] == (0, 3)
+
+
+def test_one_problem_in_two_wordings_is_in_one_split(tmp_path):
+    """Twelve problems, each worded twice over the same tests."""
+    rows = [
+        {"question": f"{words} {n}.", "test": f"assert f(1) == {n}"}
+        for n in range(12)
+        for words in ("Return", "Write what returns")
+    ]
+    file = tmp_path / "code.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = registry.load_task("code", train_data=file, num_validation=5, num_test=4)
+    tests = {split: {p.fields["test"] for p in task.load(split)} for split in ("train", "validation", "test")}
+    assert {split: len(task.load(split)) for split in tests} == {"train": 14, "validation": 6, "test": 4}
+    assert sum(map(len, tests.values())) == len(set.union(*tests.values())) == 12
 
 
 @pytest.mark.parametrize(
@@ -208,6 +247,8 @@ def test_a_bare_body_completes_the_prompt_of_humaneval(task):
         "    return x * 2",
         RIGHT,
         "import math\n\ndef f(x):\n    return math.ceil(x) * 2",
+        "f: object = lambda x: x * 2",
+        "if True:\n    def f(x):\n        return x * 2",
     ):
         assert humaneval.grade(BLOCK.format(program), row).correct, program
     assert not humaneval.grade(BLOCK.format("return x"), row).correct
@@ -228,6 +269,23 @@ def test_an_official_file_of_mbpp_has_all_its_splits(tmp_path):
     }
     # The last row's words are those of a test problem.
     assert words == {"train": ["train", "last"], "validation": ["validation"], "test": ["test", "also test"]}
+    # The numbers as texts, as a CSV file has them.
+    file.write_text(json.dumps([row | {"task_id": f"Mbpp/{row['task_id']}"} for row in rows]))
+    task = registry.load_task("mbpp", data=file)
+    assert [p.fields["prompt"] for p in task.load("validation")] == words["validation"]
+
+
+def test_a_file_of_mbpp_without_numbers_or_lists_says_so(tmp_path):
+    row = {"prompt": "Double x.", "code": RIGHT, "test_list": ["assert f(1) == 2"]}
+    file = tmp_path / "mbpp.json"
+    file.write_text(json.dumps([row]))
+    task = registry.load_task("mbpp", data=file)
+    assert len(task.load("test")) == 1
+    with pytest.raises(ValueError, match="has no validation problem that is not in test too"):
+        task.load("train")
+    file.write_text(json.dumps([row | {"test_list": "assert f(1) == 2"}]))
+    with pytest.raises(ValueError, match=r"test_list: .* give a list of asserts"):
+        registry.load_task("mbpp", data=file).load("test")
 
 
 @needs_data

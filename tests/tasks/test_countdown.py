@@ -332,6 +332,8 @@ def test_prompts_and_solutions_of_both_styles(tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text('{"input": "44,19,35", "output": "98"}\n')
     (compact,) = make(data=path, prompt="compact").load("test")
+    path.write_text('{"nums": [44, 19, 35], "target": 98}\n')  # as Countdown-Tasks-3to4 has it
+    assert make(data=path, prompt="compact").load("test") == [compact]
     assert compact.messages[0]["content"] == "44,19,35=98"
     assert compact.solution == "44+35+19"
     (worded,) = make(data=path).load("test")

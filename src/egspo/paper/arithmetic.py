@@ -39,7 +39,7 @@ def evaluate(text: str) -> Number:
     parser = _Parser(_tokens(text.strip()))
     try:
         value = parser.total(0)
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
         raise NotArithmetic(str(error)) from None
     if parser.tokens:
         raise NotArithmetic(f"{parser.tokens[-1]!r} in the wrong place")

@@ -15,8 +15,8 @@ from egspo.sandbox.records import SandboxConfig
 GUEST = (
     "wire",
     "graph",
-    "arrays",
     "guards",
+    "arrays",
     "handles",
     "connection",
     "pytest_style",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 from egspo.hub import DatasetSplit, read_split
 from egspo.records import Row, parse_rows, read_records
 from egspo.sandbox import SandboxConfig
+from egspo.splits import take_apart
 from egspo.types import Grade, Prompt
 
 SPLITS = ("train", "validation", "test")
@@ -32,10 +33,10 @@ class TaskConfig(BaseModel):
         description="instruct: a worded prompt for pretrained models; compact: the bare problem, for tiny "
         "ones; paper: the published prompt",
     )
-    reward_weights: dict[str, float] = Field(
+    reward_weights: dict[str, FiniteFloat] = Field(
         default_factory=dict, description="weights of the final reward's parts, over the task's defaults"
     )
-    step_reward_weights: dict[str, float] | None = Field(
+    step_reward_weights: dict[str, FiniteFloat] | None = Field(
         None,
         description="weights of the step rewards' parts; default: the correctness parts of reward_weights",
     )
@@ -219,7 +220,11 @@ class ProblemTask(Task):
 
     def apart(self, split: str) -> list[set[Hashable]]:
         """Of each problem, what none of another split has; `told_apart_by` names it if not the problem."""
-        return [{key} for key in self.keys(split)]
+        return [self._apart(prompt.fields) for prompt in self.load(split)]
+
+    def _apart(self, fields: Mapping[str, Any]) -> set[Hashable]:
+        """What no two problems of different splits may share, be they equal or not."""
+        return {self._key(fields)}
 
     def _completion(self, solution: str) -> str:
         """A solution as the completion that SFT trains on."""
@@ -288,8 +293,8 @@ class DatasetTask(ProblemTask):
     """A task whose problems are a published data set, under its official name on the hub or in files.
 
     ``data`` holds the test problems and ``train_data`` those to train on; where only one is given, the other
-    is not fetched. Splits that the source does not have are taken out of the training problems, by ``seed``;
-    a training problem that equals one of validation or test is dropped.
+    is not fetched. Splits that the source does not have are taken out of the training problems, by ``seed``,
+    problems that share something all together; one that shares something with validation or test is dropped.
     """
 
     config: DatasetConfig
@@ -325,26 +330,21 @@ class DatasetTask(ProblemTask):
 
     def _taken_apart(self) -> dict[str, list[Prompt]]:
         """The training problems, less those taken out of them for validation and test."""
-        config, known = self.config, set()
-        if self._has_test:
-            known = set(self.keys("test"))
-        if self._has_validation:
-            known |= set(self.keys("validation"))
+        config = self.config
+        own = (("test", self._has_test), ("validation", self._has_validation))
+        known = {mark for split, has in own if has for marks in self.apart(split) for mark in marks}
         given = self._source("train_data", config.train_data, "train")
-        problems = list({self._key(p.fields): p for p in given if self._key(p.fields) not in known}.values())
+        new = [prompt for prompt in given if known.isdisjoint(self._apart(prompt.fields))]
+        problems = list({self._key(prompt.fields): prompt for prompt in new}.values())
         sizes = {
-            "test": 0 if self._has_test else config.num_test,
             "validation": 0 if self._has_validation else config.num_validation,
+            "test": 0 if self._has_test else config.num_test,
         }
-        if sum(sizes.values()) >= len(problems):
+        marks = [self._apart(prompt.fields) for prompt in problems]
+        splits = take_apart(marks, sizes, "train", random.Random(f"{config.seed} {self.name}"))
+        if not splits["train"]:
             raise ValueError(
                 f"task.num_validation: {sizes['validation']} (and {sizes['test']} for test) of "
-                f"{len(problems)} training problems leave none to train on; lower task.num_validation or "
-                "task.num_test, or give more problems"
+                f"{len(problems)} training problems leave none to train on; lower them, or give more problems"
             )
-        order = random.Random(f"{config.seed} {self.name}").sample(range(len(problems)), len(problems))
-        validation = sorted(order[: sizes["validation"]])
-        test = sorted(order[sizes["validation"] : sum(sizes.values())])
-        train = sorted(order[sum(sizes.values()) :])
-        splits = {"train": train, "validation": validation, "test": test}
-        return {name: [problems[i] for i in index] for name, index in splits.items()}
+        return {name: [problems[i] for i in indices] for name, indices in splits.items()}

@@ -17,7 +17,7 @@ The program of a completion is its last closed block of code between ``` marks w
 import ast
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -65,7 +65,7 @@ class Task(base.DatasetTask):
 
     name = "code"
     description = "programs judged by tests: KodCode-Light-RL-10K, or a file of problems with tests"
-    version = "1"
+    version = "2"
     source = "KodCode, arXiv 2503.02951; LeetCodeDataset, arXiv 2504.14655"
     parts: ClassVar[Mapping[str, Part]] = {
         "tests": Part("share of the tests that pass", 1.0),
@@ -125,6 +125,11 @@ class Task(base.DatasetTask):
 
     def _key(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         return fields["question"], fields["test"]
+
+    def _apart(self, fields: Mapping[str, Any]) -> set[Hashable]:
+        """Question and tests: KodCode words one problem in several ways, with the same tests."""
+        key = self._key(fields)
+        return set(enumerate(key)) if isinstance(key, tuple) else {key}
 
     def _question(self, fields: Mapping[str, Any]) -> str:
         if self.config.prompt == "compact":
@@ -200,7 +205,7 @@ def split_tests(test: str, entry_point: str | None) -> tuple[str, tuple[str, ...
         if entry_point is None:
             raise ValueError("entry_point: missing; check(candidate) needs the name of what it tests")
         return test, tuple(_check_calls(test, check, entry_point))
-    calls = [call for node in tree.body for call in _test_calls(node)]
+    calls = [call for node in tree.body for call in _test_calls(node, tree)]
     if calls:
         return test, tuple(calls)
     first = next((i for i, node in enumerate(tree.body) if isinstance(node, ast.Assert)), None)
@@ -233,13 +238,40 @@ def _check_calls(test: str, check: ast.FunctionDef, entry_point: str) -> Iterato
         yield f"{check.args.args[0].arg} = {entry_point}\n{ast.unparse(node)}"
 
 
-def _test_calls(node: ast.stmt) -> Iterator[str]:
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+def _test_calls(node: ast.stmt, tree: ast.Module) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not _is_helper(node, tree):
         yield f"{node.name}()"
+    if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test"):
+        yield f"import asyncio\nasyncio.run({node.name}())"
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
         for inner in node.body:
             if isinstance(inner, ast.FunctionDef) and inner.name.startswith("test"):
-                yield f"{node.name}().{inner.name}()"
+                yield _test_of_class(node, inner.name)
+
+
+def _is_helper(function: ast.FunctionDef, tree: ast.Module) -> bool:
+    """Whether a function tests nothing itself and others use it."""
+    own = set(ast.walk(function))
+    if any(isinstance(node, ast.Assert | ast.Raise) for node in own):
+        return False
+    used = (node for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in own)
+    return any(node.id == function.name for node in used)
+
+
+def _test_of_class(node: ast.ClassDef, name: str) -> str:
+    """A call of one test of a class, with what has to run before and after it."""
+    if any(ast.unparse(base).endswith("TestCase") for base in node.bases):
+        return f"{node.name}.setUpClass()\n{node.name}({name!r}).debug()"
+    takes = {inner.name: len(inner.args.args) for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    lines = [f"case = {node.name}()"]
+    if "setup_class" in takes:
+        lines.append("case.setup_class()")
+    if "setup_method" in takes:
+        lines.append(f"case.setup_method({f'case.{name}' if takes['setup_method'] > 1 else ''})")
+    lines.append(f"case.{name}()")
+    if "teardown_method" in takes:
+        lines.append(f"case.teardown_method({f'case.{name}' if takes['teardown_method'] > 1 else ''})")
+    return "\n".join(lines) if len(lines) > 2 else f"{node.name}().{name}()"
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

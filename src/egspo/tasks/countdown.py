@@ -144,7 +144,8 @@ class Task(base.GeneratedTask):
         return problems
 
     def _parse(self, row: Row, split: str) -> Problem | None:
-        given = row.get("numbers", row.get("input")), row.get("target", row.get("output"))
+        numbers = next((row[name] for name in ("numbers", "nums", "input") if name in row), None)
+        given = numbers, row.get("target", row.get("output"))
         numbers, target = _read_problem(*given)
         if split == "train" and not self.config.any_count and len(numbers) != self.config.num_numbers:
             return None

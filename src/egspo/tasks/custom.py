@@ -6,7 +6,7 @@ else the assistant's message that ``messages`` ends with, else a ``solution``. A
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,7 +92,11 @@ class Task(base.DatasetTask):
         return {"messages": messages, **columns}, completion
 
     def _key(self, fields: Mapping[str, Any]) -> str:
-        return json.dumps(fields["messages"])
+        """The whole row: one prompt may stand in several, with other columns."""
+        return json.dumps(fields, sort_keys=True, default=str)
+
+    def _apart(self, fields: Mapping[str, Any]) -> set[Hashable]:
+        return {json.dumps(fields["messages"])}
 
     def _question(self, fields: Mapping[str, Any]) -> str:
         return fields["messages"][-1]["content"]

@@ -36,7 +36,7 @@ class Task(base.DatasetTask):
 
     name = "gsm8k"
     description = "GSM8K: word problems of primary school whose answer is a number"
-    version = "1"
+    version = "2"
     source = "arXiv 2110.14168; paper grader and prompt: d1, arXiv 2504.12216"
     parts: ClassVar[Mapping[str, Part]] = {
         "correct": Part("1 for the right number", 1.0),

@@ -6,6 +6,7 @@ There is no training split; train on ``code``.
 """
 
 import ast
+import symtable
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class Task(code.Task):
 
     name = "humaneval"
     description = "HumanEval: complete a function from its docstring; evaluation only"
-    version = "1"
+    version = "2"
     source = "HumanEval, arXiv 2107.03374"
     grade_fields: ClassVar[tuple[str, ...]] = ("prompt", "test", "entry_point")
     hub: ClassVar[Mapping[str, tuple[DatasetSplit, ...]]] = {
@@ -94,16 +95,12 @@ def _before(prompt: str, entry_point: str) -> str:
 
 
 def _defined(source: str) -> set[str]:
-    """Names that a program defines at its top level; none if it is no program."""
+    """Names that a program binds at its top level; none if it is no program."""
     try:
-        body = ast.parse(source).body
+        names = symtable.symtable(source, "program", "exec").get_symbols()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
-    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
-    imported = [alias for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
-    names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return names | {alias.asname or alias.name for alias in imported}
+    return {name.get_name() for name in names if name.is_assigned() or name.is_imported()}
 
 
 def _indented(source: str) -> str:

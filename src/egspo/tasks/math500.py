@@ -45,7 +45,7 @@ class Task(base.DatasetTask):
 
     name = "math500"
     description = "MATH-500: competition problems whose answer is a formula; training on MATH's train split"
-    version = "2"
+    version = "3"
     source = "arXiv 2103.03874, 2305.20050; paper grader and prompt: d1, arXiv 2504.12216"
     parts: ClassVar[Mapping[str, Part]] = {
         "correct": Part("1 for an answer that equals the gold one", 1.0),

@@ -5,6 +5,7 @@ prompts. A file given as ``data`` may hold all of them, as the published ones do
 prompt, as usual for this benchmark: they name the function.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -67,7 +68,13 @@ class Task(code.Task):
             return prompts
         later = ("test",) if split == "validation" else ("validation", "test")
         known = {self._key(prompt.fields) for name in later for prompt in self.load(name)}
-        return [prompt for prompt in prompts if self._key(prompt.fields) not in known]
+        new = [prompt for prompt in prompts if self._key(prompt.fields) not in known]
+        if not new:
+            raise ValueError(
+                f"task.{field}: {getattr(self.config, field)} has no {split} problem that is not in "
+                f"{' or '.join(later)} too; give a task_id with each, or another file"
+            )
+        return new
 
     def _program(self, source: str, fields: Mapping[str, Any]) -> Program:
         tests = fields.get("test_list")
@@ -78,16 +85,16 @@ class Task(code.Task):
         return Program(source, tuple(tests), "\n".join([*setup, fields.get("test_setup_code") or ""]))
 
     def _parse(self, row: Row, split: str) -> Problem | None:
-        number = row.get("task_id")
-        if isinstance(number, int) and number < 975 and number not in OFFICIAL[split]:
+        number = _number(row.get("task_id"))
+        if number is not None and number < 975 and number not in OFFICIAL[split]:
             return None
         question = row.get("prompt", row.get("text"))
         if not isinstance(question, str) or not question.strip():
             raise ValueError("prompt: missing; give the problem as prompt (or text)")
         fields = {
             "prompt": question,
-            "test_list": list(row.get("test_list") or []),
-            "test_imports": list(row.get("test_imports") or []),
+            "test_list": row.get("test_list"),
+            "test_imports": row.get("test_imports") or [],
             "test_setup_code": row.get("test_setup_code") or "",
         }
         self._program("", fields)
@@ -104,3 +111,9 @@ class Task(code.Task):
             return PUBLISHED.replace("{prompt}", words["prompt"]).replace("{tests}", words["tests"])
         question = QUESTION.replace("{prompt}", words["prompt"]).replace("{tests}", words["tests"])
         return code.INSTRUCTION.replace("{question}", question)
+
+
+def _number(task_id: object) -> int | None:
+    """The number of a problem, which a file may have as a text (``602``, ``Mbpp/602``)."""
+    digits = re.search("[0-9]+", str(task_id))
+    return int(digits[0]) if digits and task_id is not None else None

@@ -345,5 +345,5 @@ _MAKERS = {
     "w": lambda c, p, d: c.coroutine(_number(p)),
     "v": _view,
     "N": _named_tuple,
-    "a": lambda c, p, d: arrays.decode(p),
+    "a": lambda c, p, d: arrays.judged(arrays.decode(p)),
 }

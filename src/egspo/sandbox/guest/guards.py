@@ -4,7 +4,7 @@ from egspo.sandbox.guest.wire import WireError
 
 _JUDGES = """
 startswith endswith isdigit isalpha isalnum isdecimal isnumeric isspace isupper islower istitle isidentifier
-isprintable isascii is_integer issubset issuperset isdisjoint
+isprintable isascii is_integer issubset issuperset isdisjoint equals all any
 """
 JUDGES = frozenset(_JUDGES.split())
 """Methods of builtin values by which tests judge them."""
