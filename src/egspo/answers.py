@@ -191,3 +191,9 @@ def _apply(sign: str, left: Fraction, right: Fraction) -> Fraction:
     if sign == "/" and right == 0:
         raise ExpressionError("divides by zero")
     return _PRODUCTS[sign](left, right)
+
+
+def shortened(value: Fraction) -> str:
+    """A number as a verdict tells it."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

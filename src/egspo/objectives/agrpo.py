@@ -20,7 +20,7 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import ClipConfig, ClipObjective, OutcomeObjective, SequenceConfig
+from egspo.objectives.base import ClipConfig, ClipObjective, OutcomeObjective, SequenceConfig, indivisible
 from egspo.ops.selection import draw_steps, entropy_distribution, nonzero_steps
 from egspo.types import Steps, Trajectory, Views
 from egspo.views import step_views
@@ -47,10 +47,7 @@ class Objective(ClipObjective, OutcomeObjective):
 
     def problems(self, sampler, train) -> list[str]:
         found = super().problems(sampler, train)
-        views, updates = self.num_views(sampler), train.updates_per_rollout
-        if train.update_split == "steps" and views % updates:
-            found.append(f"train.updates_per_rollout: {updates} does not divide the {views} sampled steps")
-        return found
+        return found + indivisible(self.num_views(sampler), "sampled steps", train)
 
     def num_views(self, sampler) -> int:
         return min(sampler.diffusion_steps, self.config.num_sampled_steps)

@@ -172,6 +172,13 @@ class SequenceObjective(OutcomeObjective):
         return Steps(none, none > 0)
 
 
+def indivisible(number: int, what: str, train: Any) -> list[str]:
+    """Why what a sample is trained on cannot be shared out evenly over the updates of a rollout."""
+    if train.update_split != "steps" or number % train.updates_per_rollout == 0:
+        return []
+    return [f"train.updates_per_rollout: {train.updates_per_rollout} does not divide the {number} {what}"]
+
+
 def unscored(name: str, sampler: Any) -> list[str]:
     """The problem of an objective that scores tokens only, if the sampler draws positions that count."""
     if not sampler.score_positions:
@@ -197,9 +204,7 @@ class SliceObjective(OutcomeObjective):
 
     def problems(self, sampler: Any, train: Any) -> list[str]:
         found = super().problems(sampler, train)
-        slices, updates = self.num_views(sampler), train.updates_per_rollout
-        if train.update_split == "steps" and slices % updates:
-            found.append(f"train.updates_per_rollout: {updates} does not divide the {slices} slices")
+        found += indivisible(self.num_views(sampler), "slices", train)
         if sampler.cache != "none":
             found.append(
                 f"sampler.cache: {sampler.cache!r}, but {self.name} scores slices, which cannot be corrected "

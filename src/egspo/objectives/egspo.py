@@ -120,12 +120,7 @@ class Objective(base.Objective):
                 "positions, whose choice is one joint draw; use sum"
             )
         wanted = steps if self.config.selection == "all" else chosen
-        if train.update_split == "steps" and wanted % train.updates_per_rollout:
-            found.append(
-                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide "
-                f"the {wanted} selected steps"
-            )
-        return found + self._unfit(sampler, train)
+        return found + base.indivisible(wanted, "selected steps", train) + self._unfit(sampler, train)
 
     def _unfit(self, sampler, train) -> list[str]:
         """What does not go with steps drawn at random, or with baselines and weights beyond the paper."""

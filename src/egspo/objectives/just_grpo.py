@@ -19,7 +19,14 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from egspo.objectives.base import SMALLEST_COUNT, ClipConfig, ClipObjective, OutcomeObjective, SequenceConfig
+from egspo.objectives.base import (
+    SMALLEST_COUNT,
+    ClipConfig,
+    ClipObjective,
+    OutcomeObjective,
+    SequenceConfig,
+    indivisible,
+)
 from egspo.ops.selection import select_steps
 from egspo.types import Steps, Trajectory, Views
 from egspo.views import step_views
@@ -47,11 +54,7 @@ class Objective(ClipObjective, OutcomeObjective):
                 f"sampler.diffusion_steps: {steps}, but just_grpo is defined with one token a step; set "
                 f"sampler.diffusion_steps={length}"
             )
-        if train.update_split == "steps" and steps % train.updates_per_rollout:
-            found.append(
-                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide the {steps} steps"
-            )
-        return found
+        return found + indivisible(steps, "steps", train)
 
     def num_views(self, sampler) -> int:
         return sampler.diffusion_steps

@@ -30,10 +30,10 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from egspo.objectives.base import ClipConfig, ClipObjective, unscored
+from egspo.objectives.base import ClipConfig, ClipObjective, indivisible, unscored
 from egspo.ops.advantages import group_spread, progress_returns, subtract_baseline
 from egspo.ops.selection import nonzero_steps, select_steps
-from egspo.ops.token_loss import TokenKL
+from egspo.ops.token_loss import TokenKL, old_token_logp
 from egspo.types import Proxy, Rewards, Scores, Steps, Trajectory, Views
 from egspo.views import step_views
 
@@ -87,12 +87,7 @@ class Objective(ClipObjective):
                 f"objective.num_selected_steps: {chosen} exceeds sampler.diffusion_steps {steps}; "
                 f"use at most {steps}"
             )
-        if train.update_split == "steps" and chosen % train.updates_per_rollout:
-            found.append(
-                f"train.updates_per_rollout: {train.updates_per_rollout} does not divide "
-                f"the {chosen} selected steps"
-            )
-        return found
+        return found + indivisible(chosen, "selected steps", train)
 
     def num_views(self, sampler) -> int:
         return min(sampler.diffusion_steps, self.config.num_selected_steps)
@@ -145,8 +140,7 @@ class Objective(ClipObjective):
         """The probability that each token was drawn with."""
         if not self.predicted:
             return None
-        old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
-        return old.exp()
+        return old_token_logp(scores, views).exp()
 
 
 def _predictions(trajectory: Trajectory, steps: Steps, views: Views) -> Views:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from egspo.objectives.base import SMALLEST_COUNT, ClipConfig, ClipObjective, SequenceConfig, SliceObjective
 from egspo.ops.surrogates import kl_estimate
-from egspo.ops.token_loss import TOKEN_METRICS
+from egspo.ops.token_loss import TOKEN_METRICS, old_token_logp
 from egspo.types import LossOutput, Scores, Steps, Trajectory, Views
 
 
@@ -58,8 +58,7 @@ class Objective(ClipObjective, SliceObjective):
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         output = super().loss(scores, reference, views)
-        old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
-        each = (kl_estimate("k3", scores.token_logp, old) * views.scored).sum(-1)
+        each = (kl_estimate("k3", scores.token_logp, old_token_logp(scores, views)) * views.scored).sum(-1)
         seen = (views.weight != 0) & (views.advantages != 0)
         weight = views.weight * views.scored.sum(-1)
         loss = output.loss + self.config.beta_old * (weight * each * seen).sum()

@@ -76,6 +76,11 @@ def clipped_loss(
     return LossOutput(loss, metrics)
 
 
+def old_token_logp(scores: Scores, views: Views) -> Float[Tensor, "batch views length"]:
+    """The policy that sampled; before the first update it is the one that is scored."""
+    return scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
+
+
 def token_log_ratios(
     scores: Scores, views: Views
 ) -> tuple[Float[Tensor, "batch views actions"], Bool[Tensor, "batch views actions"]]:
@@ -83,8 +88,7 @@ def token_log_ratios(
 
     With drawn position choices there is one column more, for the choice.
     """
-    old = scores.token_logp.detach() if views.old_token_logp is None else views.old_token_logp
-    log_ratio = (scores.token_logp - old) * views.scored
+    log_ratio = (scores.token_logp - old_token_logp(scores, views)) * views.scored
     if views.order is None:
         return log_ratio, views.scored
     old = scores.position_logp.detach() if views.old_position_logp is None else views.old_position_logp

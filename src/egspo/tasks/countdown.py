@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from egspo import answers
-from egspo.answers import ExpressionError
+from egspo.answers import ExpressionError, shortened
 from egspo.paper import countdown as paper
 from egspo.paper.prompts import COUNTDOWN as PAPER
 from egspo.records import Row
@@ -116,9 +116,11 @@ class Task(base.GeneratedTask):
             return _grade(text, f"uses {_list(used)}, not {_list(numbers)}")
         closeness = float(1 / (1 + abs(value - target)))
         if value != target:
-            return _grade(text, f"equals {_short(value)}, not {target}", formed=1.0, closeness=closeness)
+            return _grade(text, f"equals {shortened(value)}, not {target}", formed=1.0, closeness=closeness)
         if stated != (target, [abs(target)]):
-            return _grade(text, f"says that it equals {_short(stated[0])}", formed=1.0, closeness=closeness)
+            return _grade(
+                text, f"says that it equals {shortened(stated[0])}", formed=1.0, closeness=closeness
+            )
         return _grade(text, f"reaches {target}", correct=1.0, closeness=1.0)
 
     def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
@@ -286,11 +288,6 @@ def _grade(text: str | None, reason: str, **parts: float) -> Grade:
 
 def _list(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _short(value: Fraction) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _read_problem(numbers: Any, target: Any) -> tuple[tuple[int, ...], int]:

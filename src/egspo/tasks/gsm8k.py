@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from egspo import answers, quantities
+from egspo.answers import shortened
 from egspo.hub import DatasetSplit
 from egspo.paper import gsm8k as paper
 from egspo.paper import prompts, rewards
@@ -67,7 +68,7 @@ class Task(base.DatasetTask):
         correct = value == gold
         parts |= {"correct": float(correct), "formed": float(closed)}
         return Grade(
-            correct, parts, text, f"equals {written}" if correct else f"{_short(value)} is not {written}"
+            correct, parts, text, f"equals {written}" if correct else f"{shortened(value)} is not {written}"
         )
 
     def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
@@ -148,8 +149,3 @@ def _shapes(text: str, written: str) -> dict[str, float]:
         "strict_format": float(rewards.strict(text)),
         "integer": float(answer.isdigit()),
     }
-
-
-def _short(value: Fraction) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"

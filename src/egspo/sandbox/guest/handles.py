@@ -229,21 +229,7 @@ _DUNDERS = {
     "__invert__": _unary("inv"),
     **{f"__{name}__": _order(name) for name in ("lt", "le", "gt", "ge")},
 }
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]:
+for _name in _BINARY.split():
     _function = _name + "_" if _name in ("and", "or") else _name
     _DUNDERS[f"__{_name}__"] = _binary(_function)
     _DUNDERS[f"__r{_name}__"] = _binary(_function, swapped=True)
