@@ -3,6 +3,7 @@
 Every rank holds all that is kept, so that neither what is drawn nor a gradient depends on their number.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -30,12 +31,15 @@ Share = tuple[Completions, Steps, Float[Tensor, "batch steps"]]
 
 
 class Shelf:
-    """Finished canvases by problem, each once; at most ``capacity``, of which the oldest leave first."""
+    """Finished canvases by problem, each once; at most ``capacity``, of which the oldest leave first.
+
+    Four bytes a token: as Python's numbers, 50,000 texts of 256 tokens would take half a gigabyte a rank.
+    """
 
     def __init__(self, capacity: int):
         self._capacity = capacity
-        self._by_problem: dict[int, list[tuple[int, ...]]] = {}
-        self._in_order: deque[Kept] = deque()
+        self._by_problem: dict[int, list[bytes]] = {}
+        self._in_order: deque[tuple[int, bytes]] = deque()
 
     def __len__(self) -> int:
         return len(self._in_order)
@@ -46,17 +50,17 @@ class Shelf:
 
     def add(self, kept: Iterable[Kept]) -> None:
         for problem, tokens in kept:
-            known = self._by_problem.setdefault(problem, [])
-            if tokens in known:
+            known, packed = self._by_problem.setdefault(problem, []), array("i", tokens).tobytes()
+            if packed in known:
                 continue
-            known.append(tokens)
-            self._in_order.append((problem, tokens))
+            known.append(packed)
+            self._in_order.append((problem, packed))
             if len(self) > self._capacity:
                 self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        problem, tokens = self._in_order.popleft()
-        self._by_problem[problem].remove(tokens)
+        problem, packed = self._in_order.popleft()
+        self._by_problem[problem].remove(packed)
         if not self._by_problem[problem]:
             del self._by_problem[problem]
 
@@ -73,7 +77,7 @@ class Shelf:
         drawn = []
         for k, which in zip(place.tolist(), points[:, 1].tolist(), strict=True):
             canvases = self._by_problem[problems[k]]
-            drawn.append((problems[k], canvases[int(which * len(canvases))]))
+            drawn.append((problems[k], _unpacked(canvases[int(which * len(canvases))])))
         return drawn
 
     def state(self) -> dict[str, Tensor]:
@@ -82,7 +86,7 @@ class Shelf:
         return {
             "order": torch.tensor(list(self._by_problem)),
             "problems": torch.tensor(problems),
-            "canvases": torch.tensor(canvases, dtype=torch.int32),
+            "canvases": torch.tensor(list(map(_unpacked, canvases)), dtype=torch.int32),
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -90,6 +94,10 @@ class Shelf:
         self._by_problem = {problem: [] for problem in state["order"].tolist()}
         canvases: Sequence[Sequence[int]] = state["canvases"].tolist()
         self.add(zip(state["problems"].tolist(), map(tuple, canvases), strict=True))
+
+
+def _unpacked(packed: bytes) -> tuple[int, ...]:
+    return tuple(memoryview(packed).cast("i"))
 
 
 class Replay:
