@@ -4,17 +4,13 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from egspo import launch, registry
-from egspo.config import BaseRun, ModelConfig, SFTRun
+from egspo.config import BaseRun, SFTRun
 from egspo.data import encode_problems, read_pairs, solved
 from egspo.evaluation import check_validation
 from egspo.footprint import build_shape
 from egspo.hub import Unreachable
-from egspo.models import tiny
-from egspo.models.tokenizers import load_tokenizer
-from egspo.policy import Policy, read_config
+from egspo.policy import Policy, tokenizer_of
 from egspo.rollout import check_sampler
 from egspo.seen import seen_by
 from egspo.tasks.base import Task
@@ -114,7 +110,7 @@ def _model(config: BaseRun, task: Task | None) -> tuple[Policy | None, Findings]
     """A policy without weights, if a tokenizer is at hand, and what it is."""
     model, number = config.model, task.max_number_token if task else None
     try:
-        tokenizer = _tokenizer(model, number)
+        tokenizer = tokenizer_of(model, number)
     except Unreachable as error:
         return None, [(UNCHECKED, f"model, tokenizer, LoRA targets: {_first(error)}")]
     found = [(UNCHECKED, "weights of the adapter")] if model.adapter else []
@@ -128,13 +124,6 @@ def _model(config: BaseRun, task: Task | None) -> tuple[Policy | None, Findings]
     name = f"fresh {model.init}" if model.init else model.model_name_or_path
     about = f"{shape.family.name}, {_count(frozen or trained)} parameters, {_count(trained)} trained"
     return Policy(shape.model, tokenizer, name), [("model", f"{name}: {about}"), *found]
-
-
-def _tokenizer(model: ModelConfig, max_number_token: int | None) -> PreTrainedTokenizerBase:
-    if model.init:
-        return tiny.build_tokenizer(max_number_token)
-    folder, family = read_config(model.model_name_or_path)
-    return load_tokenizer(folder, family.pretokenizer, family.chat_template)
 
 
 def _first(error: Exception) -> str:

@@ -8,9 +8,7 @@ from egspo.compose import ConfigError
 from egspo.config import BaseRun, SFTRun
 from egspo.data import read_pairs
 from egspo.memory import Memory, is_adapted, max_number_token, predict
-from egspo.models import tiny
-from egspo.models.tokenizers import load_tokenizer
-from egspo.policy import read_config
+from egspo.policy import read_config, tokenizer_of
 from egspo.tasks.base import Task
 
 GIB = 2**30
@@ -79,12 +77,11 @@ def _messages(config: BaseRun, task: Task | None) -> list:
 
 def _tokenizer(config: BaseRun):
     """That of the run; None of a folder that holds none, of which a doctor may still be asked."""
-    if config.model.init is not None:
-        return tiny.build_tokenizer(max_number_token(config))
-    folder, family = read_config(config.model.model_name_or_path)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        return None
-    return load_tokenizer(folder, family.pretokenizer, family.chat_template)
+    if config.model.init is None:
+        folder, _ = read_config(config.model.model_name_or_path)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return None
+    return tokenizer_of(config.model, max_number_token(config))
 
 
 # ---- in words ------------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ class DatasetSplit:
     config: str | None = None
 
 
+def first_line(error: Exception) -> str:
+    """What another library says, on one line of at most 160 characters."""
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
 def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, Any]]]:
     """Place and columns, named in lower case, of every row; fetched once, then from the hub's own cache.
 
@@ -36,12 +41,11 @@ def read_split(source: DatasetSplit, field: str) -> list[tuple[str, dict[str, An
     try:
         rows = load_dataset(source.name, source.config, split=source.split)
     except Exception as error:  # the library raises many kinds: no network, no such name, no such split
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # What the library raises offline and without a network, but for names that there are not.
         kind = Unreachable if isinstance(error, ConnectionError) else ValueError
         raise kind(
-            f"{field}: {source.name!r} [{source.split}] could not be had from the hub ({reason}); check name "
-            f"and network, or give a file as {field}"
+            f"{field}: {source.name!r} [{source.split}] could not be had from the hub ({first_line(error)}); "
+            f"check name and network, or give a file as {field}"
         ) from error
     subset = f"/{source.config}" if source.config else ""
     place = f"{source.name}{subset}[{source.split}]"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from egspo import launch
 from egspo.config import ModelConfig, RLRun, parse_section
+from egspo.hub import first_line
 from egspo.models import source, tiny
 from egspo.models.adapters import CONFIG as ADAPTER_CONFIG
 from egspo.models.adapters import adapt, adapter_folder, has_adapter
@@ -194,7 +195,7 @@ def build_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.init is not None:
-            tokenizer = tiny.build_tokenizer(max_number_token)
+            tokenizer = tokenizer_of(config, max_number_token)
             model: nn.Module = tiny.build_model(config.init, tokenizer)
         else:
             model, tokenizer = _load(config, device)
@@ -231,16 +232,28 @@ def read_config(name: str) -> tuple[Path, Family]:
         raise ValueError(f"{FIELD}: {name!r}: {error}") from None
 
 
+def tokenizer_of(config: ModelConfig, max_number_token: int | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a configuration.
+
+    Raises:
+        ValueError: if the checkpoint has none.
+    """
+    if config.init is not None:
+        return tiny.build_tokenizer(max_number_token)
+    folder, family = read_config(config.model_name_or_path)
+    return load_tokenizer(folder, family.pretokenizer, family.chat_template)
+
+
 def _load(config: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = config.model_name_or_path
     folder, family = read_config(name)
-    tokenizer = load_tokenizer(folder, family.pretokenizer, family.chat_template)
+    tokenizer = tokenizer_of(config)
     folder = source.locate(name, FIELD, (*source.SMALL, *source.WEIGHTS))
     options = {"quantization_config": _four_bit(), "device_map": {"": device}} if config.load_in_4bit else {}
     try:
         model = family.load(folder, config.dtype, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{FIELD}: cannot load {name!r} ({_first_line(error)})") from None
+        raise ValueError(f"{FIELD}: cannot load {name!r} ({first_line(error)})") from None
     # What an adapter's file will name as its base: not where the hub's cache is, but a folder from the root,
     # for from elsewhere a relative path may read as a name on the hub.
     model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
@@ -284,7 +297,7 @@ def _base_of(folder: Path) -> str:
     except ValueError as error:
         raise ValueError(
             f"{folder} holds an adapter of {base!r}, which cannot be found; give the base as the model and "
-            f"this folder by --adapter ({_first_line(error)})"
+            f"this folder by --adapter ({first_line(error)})"
         ) from None
     return str(base)
 
@@ -325,7 +338,3 @@ def _end_token_ids(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[
             f"{FIELD}: the tokenizer names no end of text; add eos_token to tokenizer_config.json"
         )
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -101,10 +101,9 @@ def upload(folder: Path, repo: str, private: bool = False) -> str:
             repo_id=repo, folder_path=folder, commit_message="Upload a model trained with egspo"
         )
     except Exception as error:  # network, permission, quota: the hub's own words are the best
-        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"publish: {repo} was not uploaded ({line}); check the name, the token and the network. All of "
-            f"it is in {folder}"
+            f"publish: {repo} was not uploaded ({hub.first_line(error)}); check the name, the token and "
+            f"the network. All of it is in {folder}"
         ) from None
     return str(address)
 

@@ -11,7 +11,7 @@ from egspo.compose import merge, parse_override
 from egspo.config import BaseRun, EvalConfig, ModelConfig, RLRun, SamplerConfig, parse_section
 from egspo.hub import hub_repository
 from egspo.models.adapters import adapter_folder
-from egspo.models.source import locate, shipped_folder
+from egspo.models.source import locate, read_json, shipped_folder
 from egspo.policy import FIELD, Policy
 from egspo.tasks.base import Task, TaskConfig
 
@@ -90,7 +90,7 @@ def shipped_settings(name: str) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     file = folder / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file, FIELD) if file.is_file() else {}
 
 
 def saved_task(model: ModelConfig) -> dict[str, Any]:

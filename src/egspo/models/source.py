@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from egspo import registry
-from egspo.hub import Unreachable, hub_repository
+from egspo.hub import Unreachable, first_line, hub_repository
 
 SMALL = ("*.json", "*.txt", "*.jinja")
 """Configuration and tokenizer."""
@@ -76,12 +76,12 @@ def _fetch(name: str, field: str, patterns: tuple[str, ...]) -> Path:
     try:
         folder = Path(snapshot_download(f"{owner}/{repository}", allow_patterns=wanted)) / inside
     except Exception as error:  # network, permission, unknown name: the hub's own words are the best
-        line = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         # Releases before 1.0 count a file that is not in the cache among what the hub answered.
         answered = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
         kind = ValueError if answered else Unreachable
         raise kind(
-            f"{field}: {name!r} is no folder here and not to be had from the hub ({line}); give {_remedy()}"
+            f"{field}: {name!r} is no folder here and not to be had from the hub ({first_line(error)}); "
+            f"give {_remedy()}"
         ) from None
     if not folder.is_dir():
         raise ValueError(f"{field}: hub repository {owner}/{repository} has no folder {inside!r}")
