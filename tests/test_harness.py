@@ -232,6 +232,14 @@ def test_long_texts_are_cut_into_windows(policy):
     assert bound == pytest.approx(sum(log_likelihoods(policy, windows, 15)), abs=1e-4)
 
 
+def test_a_model_of_long_texts_is_read_in_windows_all_the_same(policy, monkeypatch):
+    assert policy.max_length == 1024
+    assert DiffusionLM(MODEL).max_length == 1024
+    monkeypatch.setattr(harness, "WINDOW", 7)
+    assert DiffusionLM(MODEL).max_length == 7
+    assert DiffusionLM(MODEL, max_length=4096).max_length == 1024
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"^sampler.blok: unknown key; "):
         DiffusionLM(MODEL, blok=3)

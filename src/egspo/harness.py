@@ -39,7 +39,7 @@ from egspo.rollout import pad_prompts, rollout
 from egspo.settings import precision_of, read_settings, samplers_of
 
 WINDOW = 2048
-"""Tokens of a window of ``loglikelihood_rolling`` where neither the model nor ``max_length`` says."""
+"""Tokens of a window of ``loglikelihood_rolling`` without ``max_length``, or less if the model has less."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names under which a task limits its answers; the first that is there counts."""
 KNOWN = {"until", "do_sample", "temperature", *LENGTHS}
