@@ -57,14 +57,16 @@ def test_nothing_is_left_behind(tier, tmp_path, monkeypatch):
     descriptors = sorted(os.listdir("/proc/self/fd"))
     box = Sandbox(SandboxConfig(tier=tier, timeout=1, workers=4))
     box.run([adding(1)])
+    # One that watched the program may still be ending: nothing new is to stay beside these.
     warm = descendants(), sorted(os.listdir("/proc/self/fd"))
     hostile = ("forks without end", "threads without end", "a thread left over", "an endless loop", "a sleep")
     programs = [Program(EXHAUSTIONS[name].source, EXHAUSTIONS[name].tests) for name in hostile]
     programs += [Program(x.source, x.tests, x.setup) for x in list(VERDICTS.values())[-8:]]
     assert not any(x.correct for x in box.run([*programs, adding(2)]))
-    assert eventually(lambda: (descendants(), sorted(os.listdir("/proc/self/fd"))) == warm)
+    assert eventually(lambda: descendants() <= warm[0])
+    assert sorted(os.listdir("/proc/self/fd")) == warm[1]
     box.close()
-    assert eventually(lambda: descendants() == before)
+    assert eventually(lambda: descendants() <= before)
     assert sorted(os.listdir("/proc/self/fd")) == descriptors
     assert list(tmp_path.iterdir()) == []
 
