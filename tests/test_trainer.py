@@ -128,13 +128,18 @@ def half_of_the_first_group(prompts, completions, **columns) -> list[float]:
     return [float(i % 2 == 0 or prompts[i] != prompts[0]) for i in range(len(prompts))]
 
 
-def test_samples_without_advantages_cost_no_forward_pass(base: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "settings",
+    [["objective.step_advantage_weight=0"], ["objective.beta=0.1", "objective.drop_equal_groups=true"]],
+    ids=["no-kl", "dropped"],
+)
+def test_samples_without_advantages_cost_no_forward_pass(base: Path, tmp_path: Path, settings: list[str]):
     """Only the first of 4 groups of 4 has differing rewards, so only its selected steps are evaluated."""
     trainer = recorder(
         tmp_path,
         *runs.from_base(base),
         "train.max_steps=1",
-        "objective.step_advantage_weight=0",
+        *settings,
         reward_funcs=[half_of_the_first_group],
     )
     forwards = Forwards(trainer.policy.model)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from egspo.ops.advantages import equal_groups
 from egspo.ops.importance import effective_sample_size
 from egspo.rewards import Scored
 from egspo.types import Prompt, Rewards, Steps, Trajectory
@@ -111,10 +112,10 @@ def batch_metrics(
     meter: Meter, trajectory: Trajectory, rewards: Rewards, steps: Steps, advantages: torch.Tensor
 ) -> None:
     """Metrics of one rank's rollout batch; docs/metrics.md defines each."""
-    final, groups = rewards.final, rewards.final.view(-1, rewards.num_generations)
+    final = rewards.final
     _mean(meter, "reward/mean", final)
     _mean(meter, "reward/square", final.square())
-    _mean(meter, "reward/zero_std_fraction", (groups.amax(1) - groups.amin(1) < 1e-9).double())
+    _mean(meter, "reward/zero_std_fraction", equal_groups(final, rewards.num_generations).double())
     for name, values in rewards.parts.items():
         applies = values[~values.isnan()]
         if len(applies):

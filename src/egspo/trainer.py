@@ -251,7 +251,7 @@ class Trainer:
     ) -> Trajectory:
         """What a cached rollout did, weighed as the policy would have done it, at the steps that count."""
         train = self.config.train
-        useful = (advantages.gather(1, steps.index) != 0) | (self.config.objective.beta > 0)
+        useful = self.objective.useful(advantages.gather(1, steps.index))
         steps = Steps(steps.index, steps.mask & useful)
         sampler, size = self.config.sampler, train.microbatch_size
         correction = correct(self.policy, trajectory, steps, sampler, train.importance_cap, size)

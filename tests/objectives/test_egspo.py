@@ -269,6 +269,21 @@ def test_only_views_that_can_pull_are_active():
     assert make_objective().denominator(views) == 1.0
 
 
+def test_groups_of_equal_rewards_can_be_left_out_with_their_kl():
+    # Two groups of two; the first earned the same, so that its step values alone tell its steps apart.
+    steps = Steps(torch.tensor([[0, 1]] * 4), torch.ones(4, 2, dtype=torch.bool))
+    values = torch.tensor([[0.2, 0.4], [0.8, 0.4], [0.2, 0.4], [0.8, 0.4]], dtype=DOUBLE)
+    rewards = Rewards(torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=DOUBLE), {}, 2, 3, steps, values)
+    kept = make_objective(beta=0.1).advantages(rewards)
+    assert kept[:2].ne(0).any()
+    objective = make_objective(beta=0.1, drop_equal_groups=True)
+    dropped = objective.advantages(rewards)
+    assert torch.equal(dropped[:2], torch.zeros(2, 3, dtype=DOUBLE)) and torch.equal(dropped[2:], kept[2:])
+    views = make_views(advantages=torch.tensor([[0.0, -4.0, 5.0]], dtype=DOUBLE))
+    assert objective.active(views).tolist() == [[False, True, False]]
+    assert make_objective(beta=0.1).active(views).tolist() == [[True, True, False]]
+
+
 @pytest.mark.parametrize(
     ("settings", "sampler", "train", "message"),
     [

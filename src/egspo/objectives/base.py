@@ -116,8 +116,11 @@ class Objective(ABC):
 
     def active(self, views: Views) -> Bool[Tensor, "batch views"]:
         """Views that can contribute a gradient; the others cost no forward pass."""
-        useful = (views.advantages != 0) | (self.config.beta > 0)
-        return (views.weight != 0) & useful
+        return (views.weight != 0) & self.useful(views.advantages)
+
+    def useful(self, advantages: Float[Tensor, "batch chosen"]) -> Bool[Tensor, "batch chosen"]:
+        """Where a gradient can come from: an advantage, or the KL term."""
+        return (advantages != 0) | (self.config.beta > 0)
 
     @abstractmethod
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:

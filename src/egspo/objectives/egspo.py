@@ -19,13 +19,14 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from pydantic import Field
 from torch import Tensor
 
 from egspo.objectives import base
 from egspo.ops.advantages import (
     Baseline,
+    equal_groups,
     fitted_weights,
     score_weighted_baseline,
     stepwise_returns,
@@ -78,6 +79,9 @@ class Config(base.ObjectiveConfig):
     baseline: Baseline | Literal["score_weighted"] = "leave_one_out"
     baseline_prior: float = Field(
         8.0, ge=0, description="score_weighted: completions that the mean of all other groups counts as"
+    )
+    drop_equal_groups: bool = Field(
+        False, description="train on nothing of a group whose rewards are all equal, not even for the KL term"
     )
     epsilon: float = Field(0.2, ge=0, lt=1, description="clip below")
     epsilon_high: float = Field(0.5, ge=0, description="clip above")
@@ -206,6 +210,9 @@ class Objective(base.Objective):
 
     def advantages(self, rewards: Rewards) -> Float[Tensor, "batch steps"]:
         advantages = self._advantages(rewards)
+        if self.config.drop_equal_groups:
+            equal = equal_groups(rewards.final, rewards.num_generations)
+            advantages = advantages.masked_fill(equal[:, None], 0.0)
         return self._spent(advantages, rewards) if self.config.selection == "optimal" else advantages
 
     def _spent(self, advantages: Tensor, rewards: Rewards) -> Float[Tensor, "batch steps"]:
@@ -263,6 +270,9 @@ class Objective(base.Objective):
             return views
         weight = self._drawn(trajectory).gather(1, steps.index)
         return replace(views, weight=views.weight * weight.to(views.weight.dtype))
+
+    def useful(self, advantages: Float[Tensor, "batch chosen"]) -> Bool[Tensor, "batch chosen"]:
+        return advantages != 0 if self.config.drop_equal_groups else super().useful(advantages)
 
     def loss(self, scores: Scores, reference: Scores | None, views: Views) -> LossOutput:
         log_ratio, advantage, weight = self._ratios(scores, views)

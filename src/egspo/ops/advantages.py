@@ -139,6 +139,12 @@ def progress_returns(values: Float64[Tensor, "batch values"]) -> Float64[Tensor,
     return gained + torch.cat([later, values[:, -1:]], dim=1)
 
 
+def equal_groups(rewards: Float[Tensor, "batch"], num_generations: int) -> Bool[Tensor, "batch"]:
+    """Completions of groups whose members all earned the same."""
+    groups = rewards.unflatten(0, (-1, num_generations))
+    return (groups.amax(1) - groups.amin(1) < _ROUNDING).repeat_interleave(num_generations)
+
+
 def group_spread(
     returns: Float64[Tensor, "batch chosen"], num_generations: int
 ) -> Float64[Tensor, "batch chosen"]:
