@@ -2,7 +2,7 @@
 
 A worker is two processes. The outer one imports what is needed once and then only forwards; the inner one,
 its fork, does the work and is replaced, within milliseconds, when a call exceeds its processor time, its
-memory or twice its time by the clock. No signal handler and no thread of the caller takes part, so a pool
+memory or ten times its time by the clock. No signal handler and no thread of the caller takes part, so a pool
 works from any thread, from any rank, and in a forked child, which gets workers of its own.
 """
 
@@ -27,6 +27,8 @@ from egspo import launch
 
 START = 60.0
 """Seconds that a worker may take to start."""
+BY_THE_CLOCK = 10
+"""Times its processor time that a call may take by the clock: a loaded machine gives it a part of it."""
 MOST = 8
 """Most workers that a pool starts unless told otherwise."""
 
@@ -40,7 +42,7 @@ class Pool:
 
     Args:
         factory: called without arguments in each worker, once; what it loads is shared by all calls.
-        seconds: processor time of a call; by the clock it may take twice as much.
+        seconds: processor time of a call; by the clock it may take `BY_THE_CLOCK` times as much.
         megabytes: address space of a worker.
         size: workers at a time; default: this process's share of the cores. Each starts when it is
             first needed.
@@ -150,7 +152,7 @@ class _Worker:
     """The caller's end of an outer process."""
 
     def __init__(self, factory: str, seconds: float, megabytes: int):
-        self._patience = 2 * seconds + 1.0
+        self._patience = BY_THE_CLOCK * seconds + 1.0
         path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
         # -P: the current folder must not shadow modules. A session of its own: Ctrl-C is the caller's.
         self._process = subprocess.Popen(
@@ -218,7 +220,7 @@ class _Fork:
     def __init__(self, function: Callable[..., Any], seconds: float, megabytes: int):
         request_read, self._request = os.pipe()
         self._reply, reply_write = os.pipe()
-        self._patience = 2 * seconds
+        self._patience = BY_THE_CLOCK * seconds
         self._process = os.fork()
         if self._process == 0:
             os.close(self._request)

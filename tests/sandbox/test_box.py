@@ -72,6 +72,19 @@ def test_nothing_is_left_behind(tier, tmp_path, monkeypatch):
 
 
 @needs_tier
+@pytest.mark.parametrize("tier", WORKS)
+def test_processor_time_is_what_ends_a_program(tier):
+    """What waits, as a right program does on a loaded machine, may take longer by the clock."""
+    takes = "import time\ndef f(x):\n    time.sleep(x)\n    return x + 1\n"
+    with Sandbox(SandboxConfig(tier=tier, timeout=1, workers=2)) as box:
+        waits, sleeps = box.run([Program(takes, (f"assert f({x}) == {x + 1}",)) for x in (2, 60)])
+        assert waits.correct
+        assert sleeps.reason == "test 1 of 1: time limit of 1 s"
+        (works,) = box.run([Program("def f(x):\n    while True: pass\n", ("assert f(1) == 2",))])
+        assert works.reason == "test 1 of 1: time limit of 1 s"
+
+
+@needs_tier
 def test_outcomes_stand_in_the_order_of_their_programs():
     with Sandbox(SandboxConfig(workers=3)) as box:
         outcomes = box.run([adding(n) for n in (3, 1, 2, 1)])

@@ -91,7 +91,7 @@ def lock(config: SandboxConfig, files: str, filtered: bytes) -> dict[str, Any]:
     paths, links = visible()
     limits = {
         "CORE": 0,
-        "CPU": math.ceil(config.timeout) + 1,
+        "CPU": math.ceil(config.timeout),
         "FSIZE": LARGEST_FILE,
         "NOFILE": OPEN_FILES,
         "AS": config.memory_mb << 20,

@@ -17,7 +17,9 @@ class SandboxConfig(BaseModel):
     allow_unsafe: bool = Field(
         False, description="run programs without isolation where no tier works; only limits then hold them"
     )
-    timeout: float = Field(5.0, gt=0, le=600, description="seconds a program may take with all its tests")
+    timeout: float = Field(
+        5.0, gt=0, le=600, description="seconds of processor time that a program may take with all its tests"
+    )
     memory_mb: int = Field(512, ge=64, description="memory of a program")
     workers: int | None = Field(None, ge=1, description="programs at a time; default: the cores there are")
 

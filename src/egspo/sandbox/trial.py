@@ -1,9 +1,14 @@
-"""One program against its tests: two contained processes, a verdict read line by line, a deadline."""
+"""One program against its tests: two contained processes, a verdict read line by line, a deadline.
+
+The limit is of processor time, by ``RLIMIT_CPU``, so that a loaded machine refuses no right program; the
+deadline is for what sleeps or waits.
+"""
 
 import contextlib
 import json
 import os
 import select
+import signal
 import time
 from typing import Any
 
@@ -11,8 +16,12 @@ from egspo.sandbox import payload
 from egspo.sandbox.processes import START_SECONDS, ContainmentError, Process, Starter, wait_for
 from egspo.sandbox.records import Outcome, Program, SandboxConfig
 
+BY_THE_CLOCK = 4.0
+"""Times its limit that a program may take by the clock: a loaded machine gives it a part of it."""
 LARGEST_VERDICT = 1 << 22
 _GONE_SECONDS = 0.5
+_OVERDUE = ("signal 9", f"signal {signal.SIGXCPU.value}")
+"""How the kernel ends what has used its processor time."""
 
 
 class Verdict:
@@ -21,6 +30,7 @@ class Verdict:
     def __init__(self, total: int):
         self.total = total
         self.ready = self.ended = False
+        self.began: float | None = None
         self.fatal: str | None = None
         self.errors: dict[int, str | None] = {}
 
@@ -63,9 +73,11 @@ def judge(starter: Starter, program: Program, config: SandboxConfig) -> Outcome:
             _write(pipe.writing, process.preface + _frame(job), deadline)
             pipe.close("writing")
         said, late = _listen(verdict.reading, tester, len(program.tests), deadline, config.timeout)
+        slow = said.began is not None and time.monotonic() - said.began > config.timeout / 2
         if not late:
             wait_for(other, _GONE_SECONDS if _is_gone(said) else 0.0)
-    return _outcome(said, late, ends, config)
+    ends = {part: "late" if slow and (late or end in _OVERDUE) else end for part, end in ends.items()}
+    return _outcome(said, ends, config)
 
 
 def _end(ends: dict[str, str], part: str, process: Process) -> None:
@@ -135,7 +147,8 @@ def _listen(
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             if said.read(line):
-                deadline = time.monotonic() + timeout
+                said.began = time.monotonic()
+                deadline = said.began + BY_THE_CLOCK * timeout
         if said.ended or not part or size > LARGEST_VERDICT:
             return said, False
     return said, True
@@ -146,7 +159,7 @@ def _is_gone(said: Verdict) -> bool:
     return any(x is not None and "ended early" in x for x in words)
 
 
-def _outcome(said: Verdict, late: bool, ends: dict[str, str], config: SandboxConfig) -> Outcome:
+def _outcome(said: Verdict, ends: dict[str, str], config: SandboxConfig) -> Outcome:
     if not said.ready:
         why = next((x for x in ends.values() if not x.startswith(("exit", "signal"))), None)
         raise ContainmentError(why or f"the processes ended before they began ({ends})")
@@ -160,13 +173,17 @@ def _outcome(said: Verdict, late: bool, ends: dict[str, str], config: SandboxCon
     if failed in said.errors:
         why = _explain(said.errors[failed], ends, config)
     else:
-        why = f"time limit of {config.timeout:g} s" if late else f"the tests ended early ({ends['tester']})"
+        why = _ended("the tests ended early", ends["tester"], config)
     return Outcome(passed, said.total, f"test {failed + 1} of {said.total}: {why}")
+
+
+def _ended(words: str, end: str, config: SandboxConfig) -> str:
+    return f"time limit of {config.timeout:g} s" if end == "late" else f"{words} ({end})"
 
 
 def _explain(words: str, ends: dict[str, str], config: SandboxConfig) -> str:
     if words.endswith("ended early"):
-        return f"{words} ({ends['program']})"
+        return _ended(words, ends["program"], config)
     if "MemoryError" in words:
         return f"memory limit of {config.memory_mb} MB ({words})"
     return words
