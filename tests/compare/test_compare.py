@@ -179,17 +179,22 @@ def test_training_is_that_of_egspo_train(tmp_path: Path):
     assert [point["metrics"]["reward/mean"] for point in curve[1:]] == rewards
 
 
-def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path):
+@pytest.mark.parametrize("run_began", [False, True], ids=["at once", "later"])
+def test_a_killed_comparison_leaves_no_process_and_goes_on(tmp_path: Path, run_began: bool):
     arguments = [*TOY, "train.max_steps=60", "--objectives", "egspo", "--seeds", "0", "--no-search"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert runs.egspo("compare", *arguments, "--out", str(whole)).code == 0
     command = [sys.executable, "-m", "egspo", "compare", *arguments, "--out", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     curve = killed / "work/runs/egspo-0-0/curve.jsonl"
-    assert within(60, lambda: len(read_curve(curve)) > 3), "the run began"
+    if run_began:
+        assert within(60, lambda: len(read_curve(curve)) > 3), "the run began"
+    else:
+        assert within(60, lambda: any("compare.worker" in line for line in workers_in(killed))), "it started"
     process.kill()
     process.wait()
     assert within(20, lambda: not workers_in(killed)), "its worker ended with it"
+    assert len(read_curve(curve)) < len(points(whole, "egspo", 0))
     assert not (killed / "curves").exists()
     assert runs.egspo("compare", *arguments, "--out", str(killed)).code == 0
     assert timeless(points(killed, "egspo", 0)) == timeless(points(whole, "egspo", 0))

@@ -66,7 +66,7 @@ class Jobs:
         write_whole(
             folder / "run.json", json.dumps(asdict(replace(run, slowdown=self.slowdown)), indent=2) + "\n"
         )
-        command = [sys.executable, "-m", "egspo.compare.worker", str(folder)]
+        command = [sys.executable, "-m", "egspo.compare.worker", str(folder), str(os.getpid())]
         with (folder / "output.log").open("w", encoding="utf-8") as log:
             with self._lock:
                 if self._stopping:

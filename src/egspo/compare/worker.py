@@ -1,7 +1,8 @@
-"""One run of a comparison, in a process of its own: ``python -m egspo.compare.worker FOLDER``.
+"""One run of a comparison, in a process of its own: ``python -m egspo.compare.worker FOLDER PARENT``.
 
-The folder holds ``run.json``; the curve comes into ``curve.jsonl`` beside it, a line an evaluation. A run
-that was interrupted goes on from its checkpoint, and one that spent its budget if the budget has grown.
+It ends with the process PARENT, that of the comparison. The folder holds ``run.json``; the curve comes into
+``curve.jsonl`` beside it, a line an evaluation. A run that was interrupted goes on from its checkpoint, and
+one that spent its budget if the budget has grown.
 """
 
 import json
@@ -121,9 +122,8 @@ def train(folder: Path) -> None:
     trainer.train()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """A run that outlived its comparison would be in the way of the one that goes on."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -134,7 +134,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    _end_with_parent()
+    _end_with(int(sys.argv[2]))
     try:
         train(Path(sys.argv[1]))
     except FloatingPointError as error:
