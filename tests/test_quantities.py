@@ -142,8 +142,8 @@ def test_any_text_is_read_or_refused(text):
     "piece", ["1", "1,", "1,000", "-", "$", "\\text{", "\\frac{1}", " ", "=", "\\,", "{,}", "m^2"]
 )
 def test_no_text_takes_long(piece):
-    start = time.perf_counter()
+    start = time.process_time()
     for size in (399, 100_000):
         with contextlib.suppress(NumberError):
             read_number((piece * size)[:size])
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

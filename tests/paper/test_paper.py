@@ -244,13 +244,13 @@ SLOW = [
 @pytest.mark.parametrize("piece", SLOW)
 def test_every_rule_takes_linear_time(piece):
     text = piece * (200_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     gsm8k.read_answer(text)
     math500.equal(math500.read_answer(text) or "", text)
     countdown.verdict(countdown.read_expression(text), [1, 2, 3], 6)
     sudoku.read_grid(text)
     rewards.tags(text), rewards.soft(text), rewards.strict(text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_no_nesting_is_too_deep_for_the_stack_at_hand():
