@@ -6,6 +6,10 @@
 #   RANKS=N    processes of the RL run (default: the number of cores, or of GPUs if there are fewer, at most 4)
 set -euo pipefail
 out=${OUT:-runs/demo}
+if [[ -n ${DATA:-} && ! -f $DATA ]]; then
+  echo "DATA=$DATA is no file: give a CSV with Puzzle,Solution or JSON lines, or leave DATA out" >&2
+  exit 2
+fi
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 most=$((gpus > 0 && gpus < cores ? gpus : cores)) # no two ranks share a GPU

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,12 @@ def test_more_problems_than_there_are_end_with_one_line(name, options, line, tmp
         load(name).main([str(tmp_path), "--num", "1000000", "--max-number", "3", *options])
     assert ended.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_the_demo_looks_at_its_file_before_it_trains(tmp_path: Path):
+    surroundings = {**os.environ, "DATA": str(tmp_path), "OUT": str(tmp_path / "out")}
+    ended = subprocess.run(
+        ["bash", str(EXAMPLES / "demo.sh")], env=surroundings, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2 and f"DATA={tmp_path} is no file" in ended.stderr
+    assert not (tmp_path / "out").exists()
