@@ -202,3 +202,15 @@ def test_extraction_is_linear_in_the_text(text):
     answers.answer_or_text(text)
     # Linear: some 100 ms for half a megabyte. Quadratic: minutes.
     assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("style", "completion"),
+    [
+        ("compact", "1 + 1 = 2.\n<answer>2</answer>"),
+        ("instruct", "1 + 1 = 2.\n<answer>\n\\boxed{2}\n</answer>"),
+        ("paper", "<reasoning>\n1 + 1 = 2.\n</reasoning>\n<answer>\n\\boxed{2}\n</answer>"),
+    ],
+)
+def test_a_worked_solution_is_written_as_its_prompt_asks(style, completion):
+    assert answers.worked(style, "1 + 1 = 2.\n#### 2") == completion

@@ -220,6 +220,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path: Path
     expected = f"{file}/out cannot be written ({file} is no folder); choose another folder"
     assert refused("train", "debug/toy", f"output_dir={file}/out") == f"output_dir: {expected}"
     assert refused("eval", "nowhere", "--out", f"{file}/out/x.json") == f"--out: {expected}"
+    for out, words in ((tmp_path, "is a folder"), (tmp_path / "x.jsonl", "does not end with .json")):
+        told = f"--out: {out} {words}; give a file FILE.json; answers go to FILE.jsonl beside it"
+        assert refused("eval", "nowhere", "--out", str(out)) == told
     assert (
         refused("sample", "nowhere", "--prompt", "x", "--trace", f"{file}/out/x.html")
         == f"--trace: {expected}"

@@ -12,11 +12,12 @@ import torch
 
 import runs
 from egspo import evaluation, registry
-from egspo.answerlog import AnswerLog
+from egspo.answerlog import AnswerLog, fingerprints
 from egspo.config import EvalConfig, SamplerConfig
 from egspo.evaluation import draw_examples, evaluate, summarise
 from egspo.ops.intervals import clustered_wilson, wilson
 from egspo.policy import Policy
+from egspo.sandbox import SandboxConfig
 from egspo.tracking import write_evaluation
 
 SAMPLER = SamplerConfig(max_completion_length=4, block_length=2, diffusion_steps=4)
@@ -316,10 +317,53 @@ def test_answers_of_another_evaluation_are_refused(tiny_policy, tmp_path: Path):
         weighed = registry.load_task("toy", prompt="compact", reward_weights={"exact": 1.0})
         with pytest.raises(ValueError, match=re.escape(other.format("fingerprints.problems"))):
             logged(policy, weighed, file)
+        rounded = tiny_policy()
+        rounded.autocast = torch.bfloat16
+        with pytest.raises(ValueError, match=re.escape(other.format("fingerprints.judges"))):
+            logged(rounded, task, file)
         assert file.with_suffix(".jsonl").read_bytes() == before
     file.unlink()
     with pytest.raises(ValueError, match="nothing says which settings its answers are of"):
         logged(policy, task, file)
+
+
+def test_what_judges_is_told_apart(tiny_policy, tmp_path: Path):
+    policy = tiny_policy()
+
+    def judges(name: str | None, sandbox: SandboxConfig | None = None, **settings) -> str:
+        task = registry.load_task(name, **settings)
+        if sandbox is not None:
+            task.prepare(sandbox)
+        return fingerprints(policy, task, [])["judges"]
+
+    data, reward = tmp_path / "prompts.jsonl", tmp_path / "mine.py"
+    data.write_text('{"prompt": "a"}\n')
+    written = "def f(prompts, completions, **columns):\n    return [{} for _ in completions]\n"
+    reward.write_text(written.format("0.5"))
+    custom = {"data": data, "train_data": data, "reward": f"{reward}:f"}
+    found = [judges("custom", **custom), judges("custom", **custom, correct_at=0.5)]
+    assert judges("custom", **custom) == found[0]
+    other = tmp_path / "other.py"
+    other.write_text(written.format("0.7"))
+    found += [judges("custom", **(custom | {"reward": f"{other}:f"}))]
+    own = {"path": Path(__file__).parents[1] / "examples" / "my_task.py"}
+    found += [judges(None, **own), judges(None, **own, reward_weights={"sorted": 2.0})]
+    found += [
+        judges("mbpp"),
+        judges("mbpp", SandboxConfig(timeout=1)),
+        judges("humaneval", SandboxConfig(memory_mb=99)),
+    ]
+    assert len(set(found)) == len(found) and judges("mbpp", SandboxConfig(workers=1)) == judges("mbpp")
+
+
+def test_answers_that_were_deleted_take_their_summary_along(tiny_policy, tmp_path: Path):
+    policy, task = tiny_policy(), registry.load_task("toy", prompt="compact")
+    file = tmp_path / "x.json"
+    logged(policy, task, file)
+    file.with_suffix(".jsonl").unlink()
+    with pytest.raises(Killed):
+        logged(policy, task, file, after=8, seed=1)
+    assert not file.exists()
 
 
 def test_answers_out_of_place_are_not_taken(tiny_policy, tmp_path: Path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from egspo.external import source_of
 from egspo.policy import Policy
 from egspo.tasks.base import Task
 from egspo.tracking import differences, write_whole
@@ -68,6 +69,7 @@ class AnswerLog:
 
     def _begin(self, settings: dict[str, Any]) -> list[Answer]:
         self._summary.parent.mkdir(parents=True, exist_ok=True)
+        self._summary.unlink(missing_ok=True)  # of answers that were deleted
         write_whole(self._settings, json.dumps(settings, indent=2) + "\n")
         write_whole(self._answers, "")
         return []
@@ -109,10 +111,15 @@ def _parse(line: bytes) -> Answer | None:
 
 
 def fingerprints(policy: Policy, task: Task, asked: Sequence[Sequence[Prompt]]) -> dict[str, str]:
-    """Short digests that change with the weights, and with the problems or the weights of their rewards."""
+    """Short digests of the weights, of the problems and the weights of their rewards, and of what else
+    answers or verdicts depend on: precision, limits of programs, code and settings of a user's.
+    """
     problems = [[[list(p.messages), p.fields] for p in prompts] for prompts in asked]
     text = json.dumps([task.reward_weights, problems], sort_keys=True, default=str)
-    return {"weights": _weights_digest(policy), "problems": _short(hashlib.sha256(text.encode()))}
+    own = task.config.model_dump_json(exclude={"data", "train_data", "path"}) if task.config.path else ""
+    code = source_of(type(task)) if task.config.path else ""
+    judges = json.dumps([str(policy.autocast), task.judges, own, code], sort_keys=True, default=str)
+    return {"weights": _weights_digest(policy), "problems": _digest(text), "judges": _digest(judges)}
 
 
 def _weights_digest(policy: Policy) -> str:
@@ -124,6 +131,10 @@ def _weights_digest(policy: Policy) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return _short(digest)
+
+
+def _digest(text: str) -> str:
+    return _short(hashlib.sha256(text.encode()))
 
 
 def _short(digest) -> str:

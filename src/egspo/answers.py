@@ -1,4 +1,4 @@
-r"""Reading answers out of generated text, and exact arithmetic on what was read. Strings in, values out.
+r"""Reading answers out of generated text, and writing them; exact arithmetic on what was read.
 
 Rules of extraction: the last complete ``\boxed{…}`` counts, else the last closed ``<answer>…</answer>``;
 nothing behind the first end token counts. Every function takes time linear in its text, whatever the text.
@@ -9,6 +9,8 @@ import re
 from fractions import Fraction
 
 END_TOKENS = ("<|eot_id|>", "<|endoftext|>", "<|im_end|>")
+MARK = "####"
+"""What stands between the reasoning of a solution and its answer (GSM8K)."""
 MAX_EXPRESSION = 400
 """Longest expression read, in characters."""
 MAX_DIGITS = 12
@@ -197,3 +199,12 @@ def shortened(value: Fraction) -> str:
     """A number as a verdict tells it."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def worked(style: str, solution: str) -> str:
+    """A solution with its reasoning and `MARK`, as the completion that a prompt of this style asks for."""
+    reasoning, _, answer = (part.strip() for part in solution.rpartition(MARK))
+    if style == "compact":
+        return f"{reasoning}\n<answer>{answer}</answer>"
+    reasoning = f"<reasoning>\n{reasoning}\n</reasoning>" if style == "paper" else reasoning
+    return f"{reasoning}\n<answer>\n\\boxed{{{answer}}}\n</answer>"

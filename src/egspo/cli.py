@@ -14,6 +14,7 @@ from egspo import launch
 from egspo.compare import RunFailed
 from egspo.comparison import compare
 from egspo.console import (
+    check_summary,
     check_writable,
     completions,
     evaluate_and_show,
@@ -148,7 +149,7 @@ def evaluate(
     from egspo.settings import eval_batch_size, samplers_of, task_of
 
     if out is not None:
-        check_writable(out.parent, "--out")
+        check_summary(out)
     asked = completions(seed, seeds, num_samples, pass_at_k) | {"num_fewshot": num_fewshot, "split": split}
     accelerator = launch.accelerator()
     policy = open_model(model, adapter, overrides, accelerator.device)

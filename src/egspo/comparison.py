@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from egspo.console import check_writable
+from egspo.console import check_writable, quiet
 
 
 def compare(
@@ -59,6 +59,8 @@ def compare(
     if against not in known:
         raise ValueError(f"--against: {against!r} is not compared; known: {', '.join(known)}")
     total = num_runs(plan, numbers, out)
+    if total:
+        _walk_through(plan)
     if dry_run:
         return typer.echo(f"{plan.describe()}\nruns: {total} to make, results in {out}, not written to")
     if plan.seen:
@@ -67,3 +69,15 @@ def compare(
     with Screen("compare", total) as screen:
         table = conduct(plan, numbers, out, jobs or default_at_once(), against, command, screen.advance)
     typer.echo(f"{table}\nreport: {write_report([out], out / 'report.html')}")
+
+
+def _walk_through(plan) -> None:
+    """Raises ValueError for what would end a run of any method at its beginning, such as a missing model."""
+    from egspo.dryrun import findings
+
+    quiet()
+    for label in plan.methods:
+        try:
+            findings(plan.parsed(label))
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error

@@ -183,7 +183,7 @@ def parse_config(kind: type[Run], values: dict[str, Any]) -> Run:
     return run
 
 
-def parse_section(kind: type[BaseRun], key: str, values: dict[str, Any]) -> Any:
+def parse_section(kind: type[BaseRun], key: str, values: Any) -> Any:
     """Check one section of a configuration on its own.
 
     Raises:

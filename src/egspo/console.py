@@ -1,6 +1,5 @@
 """What the commands open and show, and how they keep quiet."""
 
-import json
 import os
 from pathlib import Path
 
@@ -33,6 +32,16 @@ def check_writable(folder: Path, field: str) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         kind = "is read-only" if existing.is_dir() else "is no folder"
         raise ValueError(f"{field}: {folder} cannot be written ({existing} {kind}); choose another folder")
+
+
+def check_summary(file: Path) -> None:
+    """Raises ValueError if ``FILE.json`` and the answers beside it, ``FILE.jsonl``, cannot be written."""
+    if file.suffix != ".json" or file.is_dir():
+        told = "give a file FILE.json; answers go to FILE.jsonl beside it"
+        raise ValueError(
+            f"--out: {file} {'is a folder' if file.is_dir() else 'does not end with .json'}; {told}"
+        )
+    check_writable(file.parent, "--out")
 
 
 def open_run(kind, settings: list[str]):
@@ -167,14 +176,15 @@ def _range(score: dict) -> str:
 
 def show_evaluations(run: Path) -> None:
     """The evaluations of a run folder, validations aside, as a table."""
-    files = [f for f in sorted((run / "eval").glob("*.json")) if not f.stem.startswith("validation-")]
-    if not files:
+    from egspo.report.read import interval, read_runs
+
+    if not any((run / "eval").glob("*.json")):
         return
+    rows = [row for row in read_runs([run])[0].evaluations if not row["file"].startswith("validation-")]
     table = Table("evaluation", "n", "accuracy", "95% interval", "finer", title=str(run))
-    for summary in (json.loads(file.read_text(encoding="utf-8")) for file in files):
-        low, high = summary["ci95"]
-        finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in summary["counts"].items())
-        table.add_row(
-            summary["name"], str(summary["n"]), f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", finer
-        )
-    Console().print(table)
+    for row in rows:
+        finer = ", ".join(f"{name} {count['share']:.1%}" for name, count in row.get("counts", {}).items())
+        spread = " - ".join(f"{end:.1%}" for end in interval(row) or ())
+        table.add_row(row["file"], str(row.get("n", "")), f"{row['accuracy']:.1%}", spread, finer)
+    if rows:
+        Console().print(table)

@@ -36,7 +36,9 @@ def doctor(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GiB of the device to plan for; default: this one's")
     ] = None,
-    ranks: Annotated[int, typer.Option(min=1, help="processes to plan for, each with that memory")] = 1,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="processes to plan for, each with that memory; default: 1")
+    ] = None,
 ) -> None:
     """Versions, devices, memory, sandbox, trackers, caches; or the memory that a configuration needs.
 
@@ -44,10 +46,14 @@ def doctor(
     """
     asked = [*(config or []), *(settings or [])]
     if not asked:
+        if memory is not None or ranks is not None:
+            raise ValueError(
+                "--memory, --ranks: of what a configuration needs; name one (egspo doctor --help)"
+            )
         for subject, finding in findings():
             typer.echo(f"{subject:<16} {finding}")
         return
-    rows, problems = memory_plan(asked, memory, ranks)
+    rows, problems = memory_plan(asked, memory, ranks or 1)
     for part, size, words in rows:
         typer.echo(f"{part:<12} {size:>8} GiB  {words}".rstrip())
     if problems:

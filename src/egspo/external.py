@@ -6,6 +6,7 @@ Whatever is wrong with it is one line that names the setting, the file and the l
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
@@ -121,6 +122,14 @@ def call_reward(
         if value is not None and not math.isfinite(value):
             raise ValueError(f"{name} returned {value} for completion {index}; return a number or None")
     return values
+
+
+def source_of(code: Any) -> str:
+    """The file of a function or class, whole, for what it calls counts too; its name if there is none."""
+    try:
+        return Path(inspect.getsourcefile(code) or "").read_text(encoding="utf-8", errors="replace")
+    except (OSError, TypeError):
+        return str(getattr(code, "__qualname__", type(code).__qualname__))
 
 
 def _is_function_of(value: Any, module: ModuleType) -> bool:

@@ -235,7 +235,7 @@ def whole_numbers(text: str, field: str) -> list[int]:
     """Numbers written as ``0-4`` or ``1,5,10``.
 
     Raises:
-        ValueError: naming ``field`` for anything else.
+        ValueError: naming ``field`` for anything else, and for a number that comes twice.
     """
     numbers: list[int] = []
     for part in text.split(","):
@@ -244,6 +244,8 @@ def whole_numbers(text: str, field: str) -> list[int]:
         if not first <= last < first + MOST_NUMBERS:
             raise ValueError(f"{field}: {text!r}; give whole numbers such as 0-4 or 1,5,10")
         numbers += range(first, last + 1)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{field}: {text!r} has a number twice; give each once")
     return numbers
 
 

@@ -15,7 +15,9 @@ import runs
 from egspo.compare import RunFailed, worker
 from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan
+from egspo.compare.results import Results, alone
 from egspo.compare.search import Trial, _best, _kept
+from egspo.compare.summary import summarise, table
 from egspo.compare.worker import pack, read_curve, unpack
 
 TOY = [
@@ -107,6 +109,56 @@ def test_other_settings_do_not_fit_into_the_folder(made: Path):
         assert field in ended.err, ended.err
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("compare.methods.x.task={seed: 9}", "x: task.seed: 9 is not the 0 of"),
+        (
+            "compare.methods.x.train={prompts_per_step: 16}",
+            "8 prompts of 8 completions are not the 128 samples",
+        ),
+        ("compare.own_grid.x={objective.psi: [1.0, 2.0]}", "candidates differ in number"),
+    ],
+)
+def test_a_later_method_has_no_better_deal_than_those_in_the_folder(settings, words, made: Path):
+    options = ["--budget", "samples=256", "compare.methods.x={objective: {name: wd1}}", settings]
+    ended = compare(made, "--objectives", "x", "--seeds", "0", "--dry-run", *options)
+    assert ended.code == 2 and words in ended.err, ended
+
+
+def test_a_command_that_failed_before_any_result_may_be_corrected(made: Path, tmp_path: Path):
+    out = tmp_path / "toy"
+    ended = compare(
+        out, "--objectives", "egspo", "--seeds", "0", "model={init: null, model_name_or_path: /etc}"
+    )
+    assert ended.code == 2 and "egspo: " in ended.err and not out.exists(), ended
+    plan = shutil.copytree(made, out, ignore=lambda *_: {"curves", "search.json", "work"}) / "plan.json"
+    failed = out / "work" / "search" / "egspo-0"
+    failed.mkdir(parents=True)
+    (failed / "config.json").write_text("{}")
+    plan.write_text(plan.read_text().replace('"objective"', '"objection"'))
+    ended = compare(out, "--objectives", "egspo", "--seeds", "0", "--no-search", "eval.batch_size=7")
+    assert ended.code == 0 and not failed.exists(), ended
+    assert list(json.loads(plan.read_text())["methods"]) == ["egspo"]
+
+
+def test_two_commands_do_not_work_in_one_folder(made: Path):
+    with alone(made):
+        ended = compare(made, "--objectives", "egspo,wd1", "--seeds", "0-1")
+    assert ended.code == 2 and "is in use by another egspo compare" in ended.err
+
+
+def test_the_table_tells_how_was_decoded_and_by_which_clock(made: Path, tmp_path: Path):
+    found = json.loads((made / "comparison.json").read_text())
+    assert found["units"]["seconds"] == "processor seconds" and "Greedy accuracy on" in table(found, "toy")
+    found["plan"]["shared"]["base"]["eval"] = {"temperature": 0.7}
+    assert "Accuracy at temperature 0.7 on" in table(found, "toy")
+    out = shutil.copytree(made, tmp_path / "toy")
+    for file in (out / "curves").rglob("*.jsonl"):
+        file.write_text(file.read_text().replace('"clock": "processor"', '"clock": "wall"'))
+    assert summarise(Results(out), "egspo", [])["units"]["seconds"] == "seconds"
+
+
 def test_settings_of_a_later_version_fit_in_by_their_defaults(made: Path, tmp_path: Path):
     """What the folder knows nothing of had its default; another value makes another method."""
     file = shutil.copytree(made, tmp_path / "toy", ignore=shutil.ignore_patterns("work")) / "plan.json"
@@ -127,6 +179,7 @@ def test_settings_of_a_later_version_fit_in_by_their_defaults(made: Path, tmp_pa
     [
         (["--seeds", "1000"], "--seeds: 1000 is compare.search_seed"),
         (["--against", "spg"], "--against: 'spg' is not compared; known: egspo"),
+        (["--seeds", "0-2,2-4"], "--seeds: '0-2,2-4' has a number twice"),
         (["--budget", "hours=1"], "--budget: 'hours=1'; give samples=N or seconds=S"),
     ],
 )

@@ -23,7 +23,7 @@ def test_a_run_has_one_core_whatever_the_users_environment_says(tmp_path: Path, 
 
 
 def test_runs_do_not_crowd_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_at_once() == 6
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -105,6 +105,15 @@ def test_a_run_to_a_number_of_seconds_has_no_last_iteration(tmp_path: Path):
             {},
             "candidates differ in number (egspo 3, wd1 6); every method gets the same search",
         ),
+        (
+            ["compare.own_grid={wd2: {objective.psi: [1.0]}}"],
+            ["egspo", "wd1"],
+            {},
+            "compare.own_grid.wd2: no method of that name; did you mean 'wd1'?",
+        ),
+        (["compare=5"], ["egspo"], {}, "compare: 5"),
+        (["compare.methods={x: {objective: wd1}}"], ["x"], {}, "objective: 'wd1'"),
+        (["compare.methods={x: {objective: null}}"], ["x"], {}, "objective: "),
         (["compare.grid={objective.psi: [1.0]}"], ["egspo"], {}, "egspo: objective.psi: unknown key"),
         (
             ["compare.methods={big: {train: {prompts_per_step: 8}}}"],
@@ -142,6 +151,13 @@ def test_what_is_wrong_is_told_before_any_run(overrides, objectives, budget, wor
     with pytest.raises(ConfigError) as told:
         make(*overrides, objectives=objectives, budget=budget)
     assert words in str(told.value)
+
+
+def test_a_run_that_goes_on_is_not_refused(tmp_path: Path):
+    """As `resume: false` would do at the second rung, in a folder that the first began."""
+    plan = make("resume=false")
+    assert config(plan.final("egspo", {}, 0, tmp_path)).resume
+    assert plan.shared() == make().shared()
 
 
 def test_all_that_is_wrong_is_told_at_once():

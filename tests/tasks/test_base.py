@@ -139,15 +139,3 @@ def test_a_name_that_the_hub_does_not_know_is_told(monkeypatch):
         ValueError, match=r"task\.data: 'nobody/nothing' \[test\] could not be had from the hub .*give a file"
     ):
         make({"test": (DatasetSplit("nobody/nothing", "test"),)}).load("test")
-
-
-@pytest.mark.parametrize(
-    ("style", "completion"),
-    [
-        ("compact", "1 + 1 = 2.\n<answer>2</answer>"),
-        ("instruct", "1 + 1 = 2.\n<answer>\n\\boxed{2}\n</answer>"),
-        ("paper", "<reasoning>\n1 + 1 = 2.\n</reasoning>\n<answer>\n\\boxed{2}\n</answer>"),
-    ],
-)
-def test_a_worked_solution_is_written_as_its_prompt_asks(style, completion):
-    assert base.worked(style, "1 + 1 = 2.\n#### 2") == completion

@@ -1,14 +1,18 @@
 """Conducts a comparison: searches, runs, and writes what is known after every run."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from egspo.compare.jobs import Jobs
 from egspo.compare.plan import Plan, Run
-from egspo.compare.results import Results
+from egspo.compare.results import Results, alone
 from egspo.compare.search import Trial, finished, num_trials, search
 from egspo.compare.speed import slowdown
 from egspo.compare.summary import summarise, table
+
+TABLE_SECONDS = 60.0
+"""Between two tables: the intervals of one take a while, and runs want the cores."""
 
 
 def compare(
@@ -26,9 +30,14 @@ def compare(
     seconds are those of the machine that began it.
 
     Raises:
-        ValueError: if the folder holds a comparison with other settings.
+        ValueError: if the folder holds a comparison with other settings, or another command is at work in it.
         RunFailed: if a run fails.
     """
+    with alone(folder):
+        return _compare(plan, seeds, folder, at_once, against, command, progress)
+
+
+def _compare(plan: Plan, seeds: Sequence[int], folder: Path, at_once: int, against: str, command, progress):
     results, total = Results(folder), num_runs(plan, seeds, folder)
     results.open(plan)
     jobs, measured = Jobs(max(1, min(at_once, total))), None
@@ -52,9 +61,14 @@ def compare(
         missing.append((plan.final(trial.label, trial.settings, seed, place, trial.chosen), trial))
     trials = {run.settings["output_dir"]: trial for run, trial in missing}
 
+    written = 0.0
+
     def keep(run: Run) -> None:
+        nonlocal written
         results.keep(run, trials[run.settings["output_dir"]], run.settings["seed"])
-        _write(results, against, commands, seen)
+        if time.monotonic() > written + TABLE_SECONDS:
+            _write(results, against, commands, seen)
+            written = time.monotonic()
         done(run)
 
     runs = [run for run, _ in missing]

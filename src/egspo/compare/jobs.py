@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 
 import torch
 
+from egspo import launch
 from egspo.compare import RunFailed
 from egspo.compare.plan import Run
 from egspo.tracking import write_whole
@@ -30,7 +31,7 @@ ENVIRONMENT = {
 
 def default_at_once() -> int:
     """One run a core; one in all where there is a GPU, on which they would crowd."""
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+    return 1 if torch.cuda.is_available() else launch.cores()
 
 
 class Jobs:
@@ -54,7 +55,7 @@ class Jobs:
         with ThreadPoolExecutor(self.at_once) as pool:
             futures = [pool.submit(self._one, run, done) for run in runs]
             try:
-                for future in futures:
+                for future in as_completed(futures):
                     future.result()
             except BaseException:
                 self._stop(futures)

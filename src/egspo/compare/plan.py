@@ -10,12 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from egspo import registry
+from egspo.compare.section import CompareConfig, parse_compare
 from egspo.compose import ConfigError, compose, find_recipe, merge, parse_override, read_yaml
-from egspo.config import RLRun, brought_up, parse_config, parse_section
-from egspo.sections import Section
+from egspo.config import RLRun, brought_up, parse_config
 from egspo.seen import seen_by
 
 Values = dict[str, Any]
@@ -32,47 +30,6 @@ SHARED = (
 """Base and evaluation, which all methods have in common, and besides the problems of the task."""
 ENDLESS = 1_000_000
 """Iterations of a run that a number of seconds ends."""
-
-
-class CompareConfig(Section):
-    """The section ``compare`` of a comparison's configuration."""
-
-    methods: dict[str, dict[str, Any]] = Field(
-        {}, description="settings by label, over the rest; an objective's name needs no entry"
-    )
-    samples: int | None = Field(None, ge=1, description="completions a run; default: those of the base")
-    seconds: float | None = Field(None, gt=0, description="processor seconds of training a run, besides")
-    eval_steps: int | None = Field(
-        None, ge=1, description="iterations between evaluations; default: a tenth of the samples"
-    )
-    grid: dict[str, list[Any]] | None = Field(
-        None,
-        description="what the search tries, for all; default: a third, once, three times the base's rate",
-    )
-    own_grid: dict[str, dict[str, list[Any]]] = Field(
-        {},
-        description="what it tries besides, by label; all methods must come to the same number of candidates",
-    )
-    rungs: list[float] = Field(
-        [0.25, 1.0], min_length=1, description="shares of each budget after which to weigh"
-    )
-    keep: float = Field(1 / 3, gt=0, lt=1, description="share of the candidates that goes on after a rung")
-    search_seed: int = Field(1000, description="seed of the search's runs, which no final run may have")
-
-    def problems(self) -> list[str]:
-        found = []
-        if sorted(set(self.rungs)) != self.rungs or not all(0 < rung <= 1 for rung in self.rungs):
-            found.append(f"rungs: {self.rungs}; give rising shares above 0 and up to 1")
-        for label, grid in {"": self.grid or {}, **self.own_grid}.items():
-            where = f"own_grid.{label}" if label else "grid"
-            found += [
-                f"{where}.{key}: no value to try; give a list" for key, values in grid.items() if not values
-            ]
-        return found
-
-
-class _ComparedRun(RLRun):
-    compare: CompareConfig
 
 
 @dataclass(frozen=True)
@@ -120,9 +77,8 @@ class Plan:
         with_search: bool = True,
     ):
         values = compose(paths, overrides)
-        section = values.pop("compare", {})
-        given = merge(section, budget) | ({} if with_search else {"grid": {}, "own_grid": {}})
-        self.config: CompareConfig = parse_section(_ComparedRun, "compare", given)
+        searched = {} if with_search else {"grid": {}, "own_grid": {}}
+        self.config: CompareConfig = parse_compare(values.pop("compare", {}), budget | searched)
         self.base = {"output_dir": "runs/compare", **values}
         labels = list(objectives) or list(self.config.methods)
         if not labels:
@@ -130,13 +86,13 @@ class Plan:
         if len({_label(name) for name in labels}) < len(labels):
             raise ConfigError([f"--objectives: {', '.join(labels)} has a label twice; name each method once"])
         self.methods = {_label(name): self._method(name) for name in labels}
-        train = self._parsed(self._merged(next(iter(self.methods)), {})).train
+        train = self.parsed(next(iter(self.methods))).train
         self.batch = train.prompts_per_step * train.num_generations
         self.samples = (
             math.ceil((self.config.samples or train.max_steps * self.batch) / self.batch) * self.batch
         )
         self.eval_steps = self.config.eval_steps or max(1, math.ceil(self.samples / self.batch / 10))
-        self._check()
+        self.check()
 
     @property
     def limits(self) -> dict[str, int | float]:
@@ -169,6 +125,21 @@ class Plan:
         plan.methods = {label: settings}
         return plan
 
+    def beside(self, methods: Mapping[str, dict[str, Any]], own_grid: Mapping[str, Any]) -> "Plan":
+        """The plan with those methods too that an earlier one had, and what was tried for them alone."""
+        plan = copy.copy(self)
+        plan.methods = {**methods, **self.methods}
+        plan.config = self.config.model_copy(update={"own_grid": {**own_grid, **self.config.own_grid}})
+        return plan
+
+    def parsed(self, label: str, candidate: Values | None = None) -> RLRun:
+        """The configuration of a method, with settings that the search tries.
+
+        Raises:
+            ConfigError: with everything that is wrong with it.
+        """
+        return parse_config(RLRun, self._merged(label, candidate or {}))
+
     def candidates(self, label: str) -> list[Values]:
         """What the search tries for a method: every combination of its values."""
         grid = dict(self.config.grid if self.config.grid is not None else self._rates(label))
@@ -181,7 +152,7 @@ class Plan:
         search = {key: value for key, value in self.config.model_dump().items() if key in kept}
         own = search.pop("own_grid")
         budget = {"samples": self.samples, "seconds": self.config.seconds, "eval_steps": self.eval_steps}
-        drop = ("output_dir", "tracking")
+        drop = ("output_dir", "resume", "tracking")
         base = {key: value for key, value in self.base.items() if key not in drop}
         return {"base": base, "budget": budget, "search": search, "own": own}
 
@@ -197,7 +168,7 @@ class Plan:
     @cached_property
     def seen(self) -> str:
         """Which of the problems that all are judged on the base was trained on (`egspo.seen`)."""
-        run = self._parsed(self._merged(next(iter(self.methods)), {}))
+        run = self.parsed(next(iter(self.methods)))
         return seen_by(run.model, registry.make_task(run.task))
 
     def describe(self) -> str:
@@ -215,7 +186,7 @@ class Plan:
         return "\n".join([*lines, f"note: {told}"] if told else lines)
 
     def _rates(self, label: str) -> Values:
-        rate = self._parsed(self._merged(label, {})).optim.learning_rate
+        rate = self.parsed(label).optim.learning_rate
         return {"optim.learning_rate": [float(f"{rate * factor:.3g}") for factor in (1 / 3, 1, 3)]}
 
     def _method(self, name: str) -> dict[str, Any]:
@@ -230,8 +201,8 @@ class Plan:
             known = [*self.config.methods, *registry.names("objectives")]
             raise ConfigError([f"--objectives: {name!r} is no method{registry.suggest(name, known)}"])
         objective = merge(self.base, own).get("objective", {})
-        if objective.get("name") not in registry.names("objectives"):
-            return own
+        if not isinstance(objective, dict) or objective.get("name") not in registry.names("objectives"):
+            return own  # what is wrong with it is told where it is checked
         needed = registry.load("objectives", objective["name"]).requires
         return merge({"sampler": dict(needed)}, own) if needed else own
 
@@ -255,6 +226,7 @@ class Plan:
         forced = {
             "output_dir": str(folder),
             "seed": seed,
+            "resume": True,
             "train": {
                 "max_steps": iterations,
                 "save_steps": self.eval_steps,
@@ -269,12 +241,18 @@ class Plan:
         decoding = self.base.get("sampler", {})
         return Run(label, values, decoding, split, self.eval_steps, limits, marks)
 
-    def _parsed(self, values: dict[str, Any]) -> RLRun:
-        return parse_config(RLRun, values)
+    def check(self) -> None:
+        """Look at every run of every method.
 
-    def _check(self) -> None:
-        """Raises ConfigError for whatever any run would stumble over."""
-        problems = []
+        Raises:
+            ConfigError: for whatever one would stumble over, and where methods share not what they must.
+        """
+        known = [*self.methods, *self.config.methods, *registry.names("objectives")]
+        problems = [
+            f"compare.own_grid.{label}: no method of that name{registry.suggest(label, known)}"
+            for label in self.config.own_grid
+            if label not in known
+        ]
         for label in self.methods:
             for candidate in self.candidates(label):
                 problems += self._problems(label, candidate)
@@ -294,7 +272,7 @@ class Plan:
         found = []
         for label in self.methods:
             for candidate in self.candidates(label):
-                common = _common(self._parsed(self._merged(label, candidate)))
+                common = _common(self.parsed(label, candidate))
                 if known is None:
                     first, known = label, common
                 found += [
@@ -306,7 +284,7 @@ class Plan:
 
     def _problems(self, label: str, candidate: Values) -> list[str]:
         try:
-            run = self._parsed(self.final(label, candidate, 0, Path("unused")).settings)
+            run = parse_config(RLRun, self.final(label, candidate, 0, Path("unused")).settings)
         except ConfigError as error:
             return [f"{label}: {line}" for line in error.problems]
         found = []

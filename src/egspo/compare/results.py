@@ -7,9 +7,11 @@ comparison.json, README.md, report.html    made of the above
 work/              run folders; not for committing, and not needed once a run is done
 """
 
+import contextlib
+import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,28 @@ from typing import Any
 from egspo.compare.jobs import DIVERGED
 from egspo.compare.plan import Plan, Run
 from egspo.compare.search import Trial
-from egspo.compare.worker import read_curve
+from egspo.compare.worker import CURVE, read_curve
 from egspo.tracking import differences, write_whole
 
 SLOWDOWN = "  # seconds / "
 """Between a command and what the seconds of its machines were divided by (`egspo.compare.speed`)."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a folder of results: each would undo what the other writes.
+
+    Raises:
+        ValueError: if one is at work in it.
+    """
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    with (folder / "work" / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = "is in use by another egspo compare; wait for it, or choose another folder"
+            raise ValueError(f"--out: {folder} {told}") from None
+        yield
 
 
 class Results:
@@ -29,7 +48,6 @@ class Results:
 
     def __init__(self, folder: Path):
         self.folder, self.work = folder, folder / "work"
-        self.plan = self._read("plan.json", {})
         trials = self._read("search.json", [])
         if any(isinstance(row["chosen"], bool) for row in trials):
             raise ValueError(
@@ -37,6 +55,8 @@ class Results:
                 "choose another folder"
             )
         self.trials = [Trial(**row) for row in trials]
+        self.plan = self._with_results(self._read("plan.json", {}))
+        self.trials = [trial for trial in self.trials if trial.label in self.labels]
 
     def check(self, plan: Plan) -> dict[str, Any]:
         """What ``plan.json`` holds once the plan's runs stand beside those that are there.
@@ -54,6 +74,8 @@ class Results:
                 known = methods[label] | {"resolved": plan.resolved(label, methods[label]["resolved"])}
                 self._refuse(differences(known, entry), f"{label}: ")
             methods = methods | {label: entry}
+        own_grids = {label: entry["own_grid"] for label, entry in methods.items() if entry["own_grid"]}
+        plan.beside({label: entry["settings"] for label, entry in methods.items()}, own_grids).check()
         return {"shared": shared, "methods": methods}
 
     def open(self, plan: Plan) -> None:
@@ -64,8 +86,23 @@ class Results:
         """
         self.plan = self.check(plan)
         self.work.mkdir(parents=True, exist_ok=True)
+        for run in self.work.glob("*/*/"):
+            if not (run / CURVE).is_file():  # it failed before it began, by settings that may be others now
+                shutil.rmtree(run)
         (self.work / ".gitignore").write_text("*\n", encoding="utf-8")
         self._write("plan.json", self.plan)
+
+    def _with_results(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """What holds of an earlier plan: methods of which there is no result may have been a mistake."""
+        made = {trial.label for trial in self.trials if trial.rungs}
+        made |= {place.name for place in self.folder.glob("curves/*/")}
+        begun = [file.parent.name for file in self.work.glob(f"*/*/{CURVE}")]
+        methods = {
+            label: entry
+            for label, entry in plan.get("methods", {}).items()
+            if label in made or any(name.startswith(f"{label}-") for name in begun)
+        }
+        return plan | {"methods": methods} if methods else {}
 
     def _refuse(self, changed: Sequence[str], prefix: str) -> None:
         if changed:
@@ -96,7 +133,7 @@ class Results:
     def keep(self, run: Run, trial: Trial, seed: int) -> None:
         """A run is over: its curve stays, its model and checkpoints go."""
         source = Path(run.settings["output_dir"])
-        points = read_curve(source / "curve.jsonl")
+        points = read_curve(source / CURVE)
         if (source / DIVERGED).is_file():
             points[-1]["diverged"] = True
         target = self._curve_file(trial, seed)

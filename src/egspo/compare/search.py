@@ -14,7 +14,7 @@ from typing import Any
 
 from egspo.compare.jobs import DIVERGED, Jobs
 from egspo.compare.plan import Plan, Run, Values, marks_of
-from egspo.compare.worker import read_curve
+from egspo.compare.worker import CURVE, read_curve
 
 Left = dict[tuple[str, str], list["Trial"]]
 """Candidates still in the race, by method and kind of budget."""
@@ -102,7 +102,7 @@ def _run_rung(plan: Plan, share: float, left: Left, work: Path, jobs: Jobs, done
 def finished(run: Run) -> bool:
     """Whether a run's folder holds a curve up to its budgets, or as far as it goes."""
     folder = Path(run.settings["output_dir"])
-    points = read_curve(folder / "curve.jsonl")
+    points = read_curve(folder / CURVE)
     if (folder / DIVERGED).is_file():
         return True
     return bool(points) and all(points[-1][kind] >= limit for kind, limit in run.limits.items())
@@ -110,7 +110,7 @@ def finished(run: Run) -> bool:
 
 def _result(run: Run, share: float) -> dict[str, Any]:
     folder = Path(run.settings["output_dir"])
-    points = read_curve(folder / "curve.jsonl")
+    points = read_curve(folder / CURVE)
     reached = (p for p in points if all(p[kind] >= limit for kind, limit in run.limits.items()))
     end = next(reached, points[-1])
     accuracy = {kind: _accuracy(points, kind, limit) for kind, limit in run.limits.items()}

@@ -16,7 +16,7 @@ from egspo.compare import RunFailed
 from egspo.compare.jobs import DIVERGED, Jobs
 from egspo.compare.plan import Plan, Run
 from egspo.compare.results import Results
-from egspo.compare.worker import read_curve
+from egspo.compare.worker import CURVE, read_curve
 
 
 def slowdown(plan: Plan, results: Results, against: str, jobs: Jobs) -> float | None:
@@ -38,7 +38,7 @@ def slowdown(plan: Plan, results: Results, against: str, jobs: Jobs) -> float | 
     ]
     try:
         jobs.run([run for run, _ in again], lambda run: None)
-        ends = [read_curve(place / str(i) / "curve.jsonl")[-1] for i in range(len(again))]
+        ends = [read_curve(place / str(i) / CURVE)[-1] for i in range(len(again))]
     finally:
         shutil.rmtree(place, ignore_errors=True)
     for (run, _), end in zip(again, ends, strict=True):
@@ -65,7 +65,7 @@ def _begun(work: Path) -> list[tuple[Run, float]]:
     """The search's and other runs in ``work/`` to their first evaluation, with the seconds that each took."""
     found = []
     for file in sorted(work.glob("*/*/run.json")):
-        points = read_curve(file.parent / "curve.jsonl")
+        points = read_curve(file.parent / CURVE)
         if len(points) > 1 and not (file.parent / DIVERGED).is_file():
             run = Run(**json.loads(file.read_text(encoding="utf-8")))
             found.append((_to(run, points[1]["samples"]), points[1]["seconds"]))

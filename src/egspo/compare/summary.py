@@ -13,7 +13,7 @@ from egspo.ops.paired import bootstrap_interval, holm, paired_p
 Point = dict[str, Any]
 Other = tuple[dict[int, Point], dict[str, Any]]
 """Readings and score of runs that were chosen for another budget alone, but spent this one too."""
-UNITS = {"samples": "samples", "seconds": "processor seconds"}
+KINDS = ("samples", "seconds")
 OTHERS = (
     "What the search chose for the other budget alone, read at this one: a short search may have chosen "
     "worse than it could have."
@@ -21,7 +21,7 @@ OTHERS = (
 
 
 def summarise(results: Results, against: str, commands: Sequence[str], seen: str = "") -> dict[str, Any]:
-    """``comparison.json``: ``commands, against, seen, plan, limits, budgets, others``.
+    """``comparison.json``: ``commands, against, seen, plan, limits, units, budgets, others``.
 
     ``seen``: which problems the base was trained on, in words (`egspo.seen`).
 
@@ -38,7 +38,7 @@ def summarise(results: Results, against: str, commands: Sequence[str], seen: str
     little too large, for the best of several means has had luck besides.
     """
     shared = results.plan["shared"]
-    limits = {kind: shared["budget"][kind] for kind in UNITS if shared["budget"][kind]}
+    limits = {kind: shared["budget"][kind] for kind in KINDS if shared["budget"][kind]}
     others = {kind: _others(results, kind, limit) for kind, limit in limits.items()}
     budgets = {
         kind: _at_budget(results, kind, limit, against, others[kind]) for kind, limit in limits.items()
@@ -49,11 +49,19 @@ def summarise(results: Results, against: str, commands: Sequence[str], seen: str
         "seen": seen,
         "plan": results.plan,
         "limits": limits,
+        "units": {"samples": "samples", "seconds": _seconds(results)},
         "budgets": budgets,
         "others": {
             kind: _sorted({label: row for label, (_, row) in found.items()}) for kind, found in others.items()
         },
     }
+
+
+def _seconds(results: Results) -> str:
+    """What a second is: beside a GPU runs are timed by the clock."""
+    curves = (curve for trial in results.trials for curve in results.curves(trial).values())
+    wall = any(points[-1].get("clock") == "wall" for points in curves)
+    return "seconds" if wall else "processor seconds"
 
 
 def _others(results: Results, kind: str, limit: int | float) -> dict[str, Other]:
@@ -78,7 +86,7 @@ def _at_budget(
     rows = {}
     for label, points in reached.items():
         rows[label] = _score(points) | {
-            "difference": _difference(points, reached.get(against, {})),
+            "difference": _difference(points, {} if label == against else reached.get(against, {})),
             "chosen": chosen[label].settings,
             "diverged": [
                 seed for seed, point in points.items() if point.get("diverged") and point[kind] < limit
@@ -178,10 +186,10 @@ def table(comparison: dict[str, Any], title: str) -> str:
     before = f"before training: {row['curve'][0]['accuracy']:.1%}"
     lines += [
         "",
-        f"Greedy accuracy on n = {row['n']} test problems; {before}. Interval of a mean: Student's t over "
-        f"seeds. Difference: to `{comparison['against']}`, paired by seed and problem, with the interval of "
-        "the crossed bootstrap; p: paired t-test over seeds, adjusted by Holm over the finalists, which "
-        "are the methods with the most seeds.",
+        f"{_decoding(comparison)} on n = {row['n']} test problems; {before}. Interval of a mean: "
+        f"Student's t over seeds. Difference: to `{comparison['against']}`, paired by seed "
+        "and problem, with the interval of the crossed bootstrap; p: paired t-test over seeds, adjusted by "
+        "Holm over the finalists, which are the methods with the most seeds.",
     ]
     if comparison["seen"]:
         lines[-1] += (
@@ -196,13 +204,18 @@ def table(comparison: dict[str, Any], title: str) -> str:
     for kind, rows in budgets.items():
         lines += [
             "",
-            f"## At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run",
+            f"## At {comparison['limits'][kind]:,.10g} {comparison['units'][kind]} a run",
             "",
             *_rows(comparison, kind, rows),
         ]
         if comparison["others"][kind]:
             lines += ["", OTHERS, "", *_other_rows(comparison, kind)]
     return "\n".join(lines) + "\n"
+
+
+def _decoding(comparison: dict[str, Any]) -> str:
+    temperature = comparison["plan"]["shared"]["base"].get("eval", {}).get("temperature", 0)
+    return f"Accuracy at temperature {temperature:g}" if temperature else "Greedy accuracy"
 
 
 def _rows(comparison: dict[str, Any], kind: str, rows: dict[str, Any]) -> list[str]:

@@ -24,6 +24,9 @@ from egspo.policy import build_policy
 from egspo.tracking import write_whole
 from egspo.trainer import Trainer
 
+CURVE = "curve.jsonl"
+"""The curve of a run, in its folder."""
+CLOCKS = {time.process_time: "processor", time.monotonic: "wall"}
 CUMULATIVE = ("step", "time", "samples", "tokens")
 
 
@@ -37,16 +40,16 @@ class Recorder:
     def __init__(self, run: Run, config: RLRun, folder: Path):
         self.run, self.config = run, config
         self.sampler = config.eval.sampler(parse_section(RLRun, "sampler", run.decoding))
-        self.file = folder / "curve.jsonl"
+        self.file = folder / CURVE
         self.points = read_curve(self.file)
         self.sums: dict[str, list[float]] = defaultdict(list)
         self.spent, self.started = {"samples": 0, "seconds": 0.0}, False
 
     def begin(self, trainer: Trainer) -> None:
         """Evaluate the base, unless that was done before."""
+        self.clock = time.process_time if trainer.policy.device.type == "cpu" else time.monotonic
         if not self.points:
             self._evaluate(trainer, {"step": 0, "samples": 0})
-        self.clock = time.process_time if trainer.policy.device.type == "cpu" else time.monotonic
         self.last = self.clock()
 
     def __call__(self, trainer: Trainer, row: dict[str, Any]) -> None:
@@ -77,6 +80,7 @@ class Recorder:
             "step": row["step"],
             "samples": row["samples"],
             "seconds": self.spent["seconds"],
+            "clock": CLOCKS[self.clock],
             "accuracy": summary["accuracy"],
             "n": summary["n"],
             "correct": pack([item["correct"] for item in items]),

@@ -51,7 +51,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     if variance == 0:
         return 1.0 if mean == 0 else 0.0
     t = mean / math.sqrt(variance / n)
-    return 1 - student_mass(math.atan(abs(t) / math.sqrt(n - 1)), n - 1)
+    return max(0.0, 1 - student_mass(math.atan(abs(t) / math.sqrt(n - 1)), n - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,8 +9,7 @@ from egspo.report.page import document
 from egspo.report.tables import shown, table, text
 
 FILE = "comparison.json"
-UNITS = {"samples": "samples", "seconds": "processor seconds"}
-AXES = {"samples": "samples seen", "seconds": "processor seconds of training"}
+AXES = {"samples": "samples seen", "seconds": "{} of training"}
 
 
 def compose_comparison(name: str, comparison: Mapping[str, Any]) -> str:
@@ -68,7 +67,7 @@ def _budget(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
         "problem, with its bootstrap interval; p of the paired t-test over seeds, adjusted by Holm over "
         "the methods with the most seeds."
     )
-    head = f"At {comparison['limits'][kind]:,.10g} {UNITS[kind]} a run"
+    head = f"At {comparison['limits'][kind]:,.10g} {_unit(comparison, kind)} a run"
     best = next(iter(found), "")
     differences = ("Difference", "p", f"To the other {text(against)}", f"To the best, {text(best)}")
     header = ("Method", "Seeds", "Accuracy (%)", *differences, "Samples", "Seconds", "Chosen by the search")
@@ -123,4 +122,10 @@ def _curves(comparison: Mapping[str, Any], kind: str, tint: Mapping[str, str]) -
                 axes.fill_between(x, low, high, color=tint[label], alpha=0.1, linewidth=0)
 
     caption = "Mean over seeds on the test problems; the band is Student's 95 % interval of the mean."
-    return panel(f"Accuracy by {UNITS[kind]}", caption, (AXES[kind], "accuracy (%)"), paint)
+    unit = _unit(comparison, kind)
+    return panel(f"Accuracy by {unit}", caption, (AXES[kind].format(unit), "accuracy (%)"), paint)
+
+
+def _unit(comparison: Mapping[str, Any], kind: str) -> str:
+    known = {"samples": "samples", "seconds": "processor seconds"}  # as before the clock was recorded
+    return comparison.get("units", known)[kind]

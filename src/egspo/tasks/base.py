@@ -158,6 +158,11 @@ class Task(ABC):
             ValueError: if completions are to be executed, and nothing here can contain them.
         """
 
+    @property
+    def judges(self) -> Mapping[str, Any]:
+        """What verdicts depend on besides completion, problem and `version`: limits, a function's code."""
+        return {}
+
     def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         """Judge as the published grader of d1 (arXiv 2504.12216) does, quirks included."""
         raise ValueError(f"--grader: task {self.name!r} has no published grader; use --grader default")
@@ -239,19 +244,6 @@ class ProblemTask(Task):
     def _prompt(self, name: str, fields: dict[str, Any], solution: str | None) -> Prompt:
         solution = None if solution is None else self._completion(solution)
         return Prompt(({"role": "user", "content": self._question(fields)},), fields, solution, name)
-
-
-MARK = "####"
-"""What stands between the reasoning of a solution and its answer."""
-
-
-def worked(style: PromptStyle, solution: str) -> str:
-    """A solution with its reasoning, as the completion that a prompt of this style asks for."""
-    reasoning, _, answer = (part.strip() for part in solution.rpartition(MARK))
-    if style == "compact":
-        return f"{reasoning}\n<answer>{answer}</answer>"
-    reasoning = f"<reasoning>\n{reasoning}\n</reasoning>" if style == "paper" else reasoning
-    return f"{reasoning}\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
 
 class GeneratedTask(ProblemTask):

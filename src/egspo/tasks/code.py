@@ -83,6 +83,11 @@ class Task(base.DatasetTask):
             self._box.close()
         self._box = Sandbox(sandbox)
 
+    @property
+    def judges(self) -> Mapping[str, Any]:
+        limits = self._box.config if self._box else SandboxConfig()
+        return limits.model_dump(include={"timeout", "memory_mb"})
+
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         return self.grade_all([completion], [fields])[0]
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from egspo import answers
-from egspo.external import call_reward, import_function
+from egspo.external import call_reward, import_function, source_of
 from egspo.hub import DatasetSplit
 from egspo.records import Row, chat_messages
 from egspo.tasks import base
@@ -57,6 +57,10 @@ class Task(base.DatasetTask):
     def __init__(self, config: Config):
         super().__init__(config)
         self._function = import_function(config.reward, "task.reward")
+
+    @property
+    def judges(self) -> Mapping[str, Any]:
+        return {"correct_at": self.config.correct_at, "reward": source_of(self._function)}
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         return self.grade_all([completion], [fields])[0]

@@ -11,14 +11,14 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from egspo import answers, quantities
-from egspo.answers import shortened
+from egspo.answers import MARK, shortened
 from egspo.hub import DatasetSplit
 from egspo.paper import gsm8k as paper
 from egspo.paper import prompts, rewards
 from egspo.quantities import NumberError
 from egspo.records import Row
 from egspo.tasks import base
-from egspo.tasks.base import MARK, DatasetConfig, Part, Problem
+from egspo.tasks.base import DatasetConfig, Part, Problem
 from egspo.types import Grade
 
 HUB = "openai/gsm8k"
@@ -98,7 +98,7 @@ class Task(base.DatasetTask):
 
     def _completion(self, solution: str) -> str:
         reasoning, mark, number = _CALCULATIONS.sub("", solution).rpartition(MARK)
-        return base.worked(self.config.prompt, reasoning + mark + number.replace(",", ""))
+        return answers.worked(self.config.prompt, reasoning + mark + number.replace(",", ""))
 
 
 def read_answer(completion: str) -> tuple[str | None, bool]:

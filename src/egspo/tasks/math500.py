@@ -101,7 +101,7 @@ class Task(base.DatasetTask):
             "subject": row.get("subject"),
         }
         _read_gold(fields)
-        return fields, solution and f"{solution}\n{base.MARK} {answer}"
+        return fields, solution and f"{solution}\n{answers.MARK} {answer}"
 
     def _key(self, fields: Mapping[str, Any]) -> str:
         return "".join(fields["problem"].split())
@@ -113,7 +113,7 @@ class Task(base.DatasetTask):
         return problem if self.config.prompt == "compact" else INSTRUCTION.format(problem=problem)
 
     def _completion(self, solution: str) -> str:
-        return base.worked(self.config.prompt, solution)
+        return answers.worked(self.config.prompt, solution)
 
 
 def boxed_answer(solution: str) -> str | None:

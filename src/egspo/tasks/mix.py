@@ -206,6 +206,10 @@ class Task(base.Task):
         label, task, own = self._of(fields)
         return _prefixed(label, task.paper_grade(completion, own))
 
+    @property
+    def judges(self) -> Mapping[str, Any]:
+        return {label: task.judges for label, task in self.tasks.items()}
+
     def prepare(self, sandbox: SandboxConfig) -> None:
         for task in self.tasks.values():
             task.prepare(sandbox)
