@@ -675,3 +675,5 @@ def test_a_diverged_run_says_so_and_logs_nothing_that_is_no_number(tmp_path: Pat
     assert ended.err.splitlines()[-1].startswith("egspo: diverged: ")
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     assert len(lines.splitlines()) == 1 and "NaN" not in lines
+    unfinished = f"the run in '{tmp_path}' is not finished and has no model yet"
+    assert unfinished in refused("eval", str(tmp_path), "--limit", "2")

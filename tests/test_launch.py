@@ -66,13 +66,20 @@ def test_the_processes_of_a_machine_share_its_cores(monkeypatch):
     assert launch.cores() == 1
 
 
-def test_half_an_accelerate_configuration_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("MIXED_PRECISION", "bf16", "mixed_precision: 'bf16' of accelerate's configuration; set it to 'no'"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps: 4 of accelerate's configuration"),
+    ],
+)
+def test_half_an_accelerate_configuration_is_refused(variable: str, value: str, told: str, tmp_path: Path):
     """As ``accelerate launch`` passes it on, from a default configuration that a user may have forgotten."""
     command = [sys.executable, "-m", "egspo", "train", "debug/toy", f"output_dir={tmp_path / 'out'}"]
-    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    environment = os.environ | {f"ACCELERATE_{variable}": value}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "mixed_precision: 'bf16' of accelerate's configuration; set it to 'no'" in done.stderr
+    assert told in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,9 +16,10 @@ from safetensors.torch import load_file
 
 import runs
 from egspo import hub, registry
-from egspo.config import ConfigError
+from egspo.config import ConfigError, ModelConfig, SamplerConfig
 from egspo.policy import load_policy
 from egspo.publish import read_run
+from egspo.settings import saved_task
 
 REPO = "somebody/toy-model"
 
@@ -192,6 +194,64 @@ def test_the_numbers_of_the_card_are_those_of_the_files(full: Path):
     # Scores of the base are shown as such, and are none of the model's.
     assert "| before | `base` | toy, test | 7 |" in card.text
     assert "validation" not in card.text.split("## Settings")[0].replace("validations aside", "")
+
+
+def test_a_base_of_the_same_name_is_not_taken_for_this_model(full: Path, tmp_path: Path):
+    run = shutil.copytree(full, tmp_path / "rl" / "toy")
+    values = json.loads((run / "config.json").read_text())
+    summary = json.loads((run / "eval" / "test.json").read_text())
+    for base, models in {
+        "me/toy": ("me/toy", "/elsewhere/rl/toy"),
+        "/elsewhere/sft/toy/model": ("/elsewhere/sft/toy", "/elsewhere/rl/toy/model"),
+    }.items():
+        values["model"]["model_name_or_path"] = base
+        (run / "config.json").write_text(json.dumps(values))
+        shutil.rmtree(run / "eval")
+        (run / "eval").mkdir()
+        for name, model in zip(("before", "after"), models, strict=True):
+            (run / "eval" / f"{name}.json").write_text(json.dumps(summary | {"name": name, "model": model}))
+        finished = read_run(run, REPO)
+        assert [score["name"] for score in finished.scores] == ["after"]
+        assert [score["name"] for score in finished.others] == ["before"]
+
+
+def test_the_card_tells_all_that_a_score_depends_on(full: Path, tmp_path: Path):
+    run = shutil.copytree(full, tmp_path / "full")
+    data, out = tmp_path / "mine.jsonl", run / "eval" / "shown.json"
+    data.write_text('{"puzzle": "0030341221434321"}\n')
+    asked = ("--task", "sudoku", "task.prompt=compact", "--data", str(data), "--length", "16")
+    asked += ("--num-fewshot", "1", "--num-samples", "2", "sampler.confidence_threshold=0.9")
+    assert runs.egspo("eval", str(run), *asked, "sampler.temperature=1", "--out", str(out)).code == 0
+    card = card_of(published(run))
+    row = next(line for line in card.text.splitlines() if line.startswith("| shown |"))
+    assert "| sudoku (mine.jsonl), test |" in row
+    assert "num_fewshot 1, num_samples 2, confidence_threshold 0.9 |" in row
+    (result,) = (result for result in card.data.eval_results if result.dataset_config == "shown")
+    assert result.dataset_name == "sudoku (mine.jsonl)" and result.metric_args["num_fewshot"] == 1
+
+
+def test_the_example_of_a_card_decodes_as_its_validation(base: Path, tmp_path: Path):
+    runs.train(
+        tmp_path / "run", *runs.from_base(base), "sampler.remasking=left_to_right", "train.max_steps=1"
+    )
+    example = card_of(published(tmp_path / "run")).text.partition("egspo.generate(")[2].partition("```")[0]
+    assert "    temperature=0.0,\n" in example and "    remasking='left_to_right',\n" in example
+    called = {}
+    call = example.rpartition(")")[0]
+    exec(f"generate({call})", {"generate": lambda *_, **given: called.update(given), "policy": None})
+    assert SamplerConfig(**called).remasking == "left_to_right"
+
+
+def test_pairs_of_ones_own_are_what_a_model_was_trained_on(tmp_path: Path):
+    """Also where a task validates it: its problems are then not seen."""
+    pairs, run = tmp_path / "pairs.jsonl", tmp_path / "run"
+    pairs.write_text('{"prompt": "a", "completion": "b"}\n')
+    runs.sft(run, "sft.max_steps=1", f"sft.data={pairs}")
+    card = card_of(published(run))
+    assert "trained on pairs.jsonl by" in card.text and "Prompt-completion pairs: `pairs.jsonl`." in card.text
+    assert "pairs.jsonl" in card.data.tags and "toy" not in card.data.tags
+    for place in (run, run / "publish"):
+        assert saved_task(ModelConfig(model_name_or_path=str(place))) == {}
 
 
 def test_an_adapters_scores_are_told_from_its_bases(lora: Path):

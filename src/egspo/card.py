@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from egspo import registry
+from egspo.config import EvalConfig, SamplerConfig
 from egspo.hub import hub_repository
 
 SFT = "masked-diffusion supervised fine-tuning", "arXiv 2502.09992"
@@ -19,6 +20,8 @@ DECODING = (
     "remasking",
     "cfg_scale",
 )
+UNUSUAL = {"num_fewshot": 0, "num_samples": 1, "confidence_threshold": None, "cache": "none"}
+"""What a score depends on too, told where it is not this."""
 # Of the run, not of the model.
 _PRIVATE = ("output_dir", "resume", "tracking")
 _FILES = ("train_data", "data", "path")
@@ -61,11 +64,10 @@ class Finished:
 
     @property
     def trained_on(self) -> str:
-        """Name of the task, or of the data of an SFT without one."""
-        if task := self.values.get("task"):
-            return task["name"]
-        sft = self.values["sft"]
-        return short(sft["data"] or sft["dataset"])
+        """Name of the task, or of the pairs of an SFT, which may have a task to be validated on."""
+        sft = self.values.get("sft", {})
+        pairs = sft.get("data") or sft.get("dataset")
+        return short(pairs) if pairs else self.values["task"]["name"]
 
 
 def short(name: str) -> str:
@@ -103,18 +105,26 @@ def _kinds(run: Finished) -> list[str]:
 
 
 def _result(score: dict[str, Any]) -> EvalResult:
-    decoding = {key: score[key] for key in DECODING if key in score}
     return EvalResult(
         task_type="text-generation",
         dataset_type=score["task"],
-        dataset_name=score["task"],
+        dataset_name=_problems(score),
         dataset_config=score["name"],
         dataset_split=score["split"],
         metric_type="accuracy",
         metric_name="accuracy",
         metric_value=score["accuracy"],
-        metric_args={"n": score["n"], "ci95": score["ci95"], **decoding},
+        metric_args={"n": score["n"], "ci95": score["ci95"], **_decoding(score)},
     )
+
+
+def _problems(score: dict[str, Any]) -> str:
+    return f"{score['task']} ({score['data']})" if score.get("data") else score["task"]
+
+
+def _decoding(score: dict[str, Any]) -> dict[str, Any]:
+    told = {key: score[key] for key in DECODING if key in score}
+    return told | {key: score[key] for key, usual in UNUSUAL.items() if score.get(key, usual) != usual}
 
 
 def _about(run: Finished) -> Iterator[str]:
@@ -155,14 +165,12 @@ def _base(run: Finished) -> Iterator[str]:
 def _task(run: Finished) -> Iterator[str]:
     yield "## Task and data\n"
     task = run.values.get("task")
-    if not task:
+    if task is None or task["name"] != run.trained_on:
         yield f"Prompt-completion pairs: `{run.trained_on}`."
         return
     for entry in (task, *(task["tasks"] if task["name"] == "mix" else ())):
         yield f"`{entry['name']}`: {_described(entry)}."
     files = {key: short(value) for key, value in _flat(task) if key.split(".")[-1] in _FILES and value}
-    if "sft" in run.values and (own := run.values["sft"]["data"] or run.values["sft"]["dataset"]):
-        files["sft"] = short(own)
     yield (
         "Files: " + ", ".join(f"{key} `{file}`" for key, file in files.items()) + "."
         if files
@@ -198,12 +206,12 @@ def _scores(run: Finished) -> Iterator[str]:
 
 def _row(score: dict[str, Any], model: str) -> str:
     low, high = score["ci95"]
-    decoding = ", ".join(f"{key} {score[key]}" for key in DECODING if key in score)
+    decoding = ", ".join(f"{key} {value}" for key, value in _decoding(score).items())
     finer = "".join(f"; {name} {count['share']:.1%}" for name, count in score.get("counts", {}).items())
     cells = (
         score["name"],
         model,
-        f"{score['task']}, {score['split']}",
+        f"{_problems(score)}, {score['split']}",
         score["n"],
         f"{score['accuracy']:.1%} ({score['correct']}/{score['n']}){finer}",
         f"{low:.1%} to {high:.1%}",
@@ -233,8 +241,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _use(run: Finished) -> Iterator[str]:
-    sampler = run.values["sampler"]
-    decoding = "".join(f"    {key}={sampler[key]!r},\n" for key in DECODING[:3])
+    sampler = EvalConfig(**run.values["eval"]).sampler(SamplerConfig(**run.values["sampler"])).model_dump()
+    usual = SamplerConfig().model_dump()
+    told = [key for key in sampler if key in (*DECODING[:3], "temperature") or sampler[key] != usual[key]]
+    decoding = "".join(f"    {key}={sampler[key]!r},\n" for key in told)
     yield "## How to use it\n"
     yield "With egspo installed:\n\n```"
     if run.values.get("task"):
@@ -242,7 +252,7 @@ def _use(run: Finished) -> Iterator[str]:
         yield f"egspo eval {run.repo} --limit 100"
     yield f'egspo sample {run.repo} --prompt "TEXT"\n```\n'
     yield f'```python\nimport egspo\n\npolicy = egspo.load_policy("{run.repo}")'
-    yield f'out = egspo.generate(\n    policy,\n    ["TEXT"],\n{decoding}    temperature=0.0,\n)'
+    yield f'out = egspo.generate(\n    policy,\n    ["TEXT"],\n{decoding})'
     yield "out.texts\n```"
 
 

@@ -79,9 +79,8 @@ def evaluate(
     examples = [draw_examples(task, prompts, num_fewshot, s) for s in seeds]
     asked = [[_after(shown, prompt) for prompt in prompts] for shown in examples]
     questions = _questions(seeds, asked, num_samples)
-    settings = {"task": task.name, "task_version": task.version, "model": policy.source, "split": split}
-    settings |= {"seed": seeds[0], "seeds": seeds, "num_samples": num_samples, "num_fewshot": num_fewshot}
-    settings |= sampler.model_dump()
+    settings = _named(policy, task, split) | {"seed": seeds[0], "seeds": seeds}
+    settings |= {"num_samples": num_samples, "num_fewshot": num_fewshot, **sampler.model_dump()}
     if log is not None:
         settings["fingerprints"] = fingerprints(policy, task, asked)
     unit = batch_size * (accelerator.num_processes if accelerator else 1)
@@ -95,6 +94,18 @@ def evaluate(
         progress(len(items))
     shown_ids = [[example.id for example in shown] for shown in examples]
     return summarise(items, task, ks, shown_ids) | settings, items
+
+
+def _named(policy: Policy, task: Task, split: str) -> dict[str, str | None]:
+    """What is evaluated, on what."""
+    data = task.config.data
+    return {
+        "task": task.name,
+        "task_version": task.version,
+        "model": policy.source,
+        "split": split,
+        "data": data.name if data else None,
+    }
 
 
 def _questions(seeds: Sequence[int], asked: Sequence[Sequence[Prompt]], num_samples: int) -> list[Question]:

@@ -64,6 +64,12 @@ def accelerator(**options):
             f"distributed_type: {kind.value} of accelerate's configuration; every rank holds the whole model "
             "here: launch with torchrun, or by recipes/accelerate/8-gpu-ddp.yaml"
         )
+    if made.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps: {made.gradient_accumulation_steps} of accelerate's configuration "
+            "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS) would divide every gradient; unset it, and set "
+            "train.microbatch_size for memory"
+        )
     if made.mixed_precision != "no":
         raise ValueError(
             f"mixed_precision: {made.mixed_precision!r} of accelerate's configuration; set it to 'no' there "

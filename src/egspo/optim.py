@@ -68,8 +68,8 @@ def apply_gradients(
     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm))
     if not math.isfinite(norm):
         raise FloatingPointError(
-            f"diverged: the gradient's norm is {norm}; lower optim.learning_rate "
-            f"(now {config.learning_rate}) and start again, or from an earlier checkpoint"
+            f"diverged: the gradient's norm is {norm}; start again in another output_dir with a lower "
+            f"optim.learning_rate (now {config.learning_rate})"
         )
     optimizer.step()
     optimizer.zero_grad()

@@ -64,7 +64,7 @@ def read_run(run: Path, repo: str, base_model: str | None = None, license: str |
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     files = [f for f in sorted((run / "eval").glob("*.json")) if not f.stem.startswith("validation-")]
     evaluations = [read_json(file, "RUN") for file in files]
-    own = [_is_of(summary, run) for summary in evaluations]
+    own = [_is_of(summary, run, str(values["model"]["model_name_or_path"])) for summary in evaluations]
     scores = [summary for summary, mine in zip(evaluations, own, strict=True) if mine]
     others = [summary for summary, mine in zip(evaluations, own, strict=True) if not mine]
     return Finished(repo, values, last, _best(run, values), scores, others, adapter, license)
@@ -137,20 +137,25 @@ def _empty(run: Path, out: Path | None) -> Path:
     return folder
 
 
-def _is_of(summary: dict[str, Any], run: Path) -> bool:
+def _is_of(summary: dict[str, Any], run: Path, base: str) -> bool:
     """Whether an evaluation is of the run's own model, which it names as base, folder or base + adapter."""
-    named = Path(str(summary["model"]).split(" + ")[-1])
-    named = named.parent if named.name == "model" else named
+    named, base = (_run_of(name) for name in (str(summary["model"]).split(" + ")[-1], base))
     if named.exists():
         return named.resolve() == run.resolve()
-    # Evaluated from elsewhere, or moved since.
-    return named.name == run.resolve().name
+    # Evaluated from elsewhere, or moved since; and so may the base have been, under a name as this one's.
+    return named.name == run.resolve().name and named.parts[-2:] != base.parts[-2:]
+
+
+def _run_of(model: str) -> Path:
+    """The folder of the run that a model lies in."""
+    return Path(model).parent if Path(model).name == "model" else Path(model)
 
 
 def _portable(settings: dict[str, Any], finished: Finished) -> dict[str, Any]:
     """``egspo.json`` without files that only this machine has."""
     task = each_task(settings["task"], _without_files)
-    about = {"summary": f"{finished.method[0]} on {finished.trained_on}, from {finished.base}"}
+    summary = f"{finished.method[0]} on {finished.trained_on}, from {finished.base}"
+    about = settings.get("about", {}) | {"summary": summary}
     return settings | {"task": task, "about": about}
 
 

@@ -113,5 +113,5 @@ def _check_finite(policy: Policy, trajectory: Trajectory) -> None:
     if not bool(trajectory.token_logp.isfinite().all()):
         raise FloatingPointError(
             f"diverged: {policy.source} gives probabilities that are not numbers; train it anew with a lower "
-            "optim.learning_rate, or go back to an earlier checkpoint"
+            "optim.learning_rate"
         )

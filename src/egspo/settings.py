@@ -94,7 +94,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def saved_task(model: ModelConfig) -> dict[str, Any]:
-    """The settings of the task that a model or its adapter was trained on; empty if fresh or not ours.
+    """The settings of the task whose problems a model or its adapter was trained on; empty if there is none:
+    fresh, not ours, or fine-tuned on pairs of the user's, which a task may only have validated.
 
     Raises:
         ValueError: if there is no such model or adapter.
@@ -103,7 +104,8 @@ def saved_task(model: ModelConfig) -> dict[str, Any]:
     if model.init is not None:
         return {}
     folder = adapter_folder(model.adapter) if model.adapter else locate(model.model_name_or_path, FIELD)
-    return _read(folder).get("task", {})
+    saved = _read(folder)
+    return {} if saved.get("about", {}).get("own_pairs") else saved.get("task", {})
 
 
 def precision_of(model: str, adapter: str | None, overrides: list[str]) -> dict[str, Any]:

@@ -168,8 +168,9 @@ class SFTTrainer:
         target = self.folder.path / "model"
         if self.accelerator.is_main_process:
             self.policy.save(target)
-            learned = self.task.name if self.task else self.config.sft.data or self.config.sft.dataset
-            about = {"summary": f"sft on {learned}, from {self.policy.source}"}
+            own = self.config.sft.data or self.config.sft.dataset
+            about = {"summary": f"sft on {own or self.task.name}, from {self.policy.source}"}
+            about |= {"own_pairs": True} if own else {}
             save_settings(target, self.task, self.config, about)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

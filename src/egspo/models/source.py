@@ -42,6 +42,11 @@ def locate(name: str, field: str, patterns: tuple[str, ...] = SMALL) -> Path:
     inside = Path(name) / "model"
     if inside.is_dir():
         return inside
+    if (Path(name) / "metrics.jsonl").is_file():
+        raise ValueError(
+            f"{field}: the run in {name!r} is not finished and has no model yet; the command that began it "
+            "goes on with it"
+        )
     if Path(name).is_dir():
         return Path(name)
     if hub_repository(name) is None:
