@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -583,6 +584,12 @@ def test_report_of_a_run(run: Path, tmp_path: Path):
     assert (run / "report.html").read_text().lower().startswith("<!doctype html>")
     assert runs.egspo("report", str(run), "--out", str(tmp_path / "mine.html")).code == 0
     assert (tmp_path / "mine.html").is_file()
+    # What others wrote there is shown as far as it goes, or left out.
+    other = shutil.copytree(run, tmp_path / "run")
+    (other / "eval" / "own.json").write_text('{"accuracy": 0.5}')
+    (other / "eval" / "notes.json").write_text('{"said": "good"}')
+    out = runs.egspo("report", str(other)).out
+    assert re.search(r"own .* 50\.0%", out) and "notes" not in out and "report: " in out
     assert refused("report", str(tmp_path)).startswith(
         f"{tmp_path}: not a run folder, config.json is missing; "
     )
@@ -604,6 +611,11 @@ def test_list_shows_a_line_for_each_with_its_source():
     assert refused("list", "tsaks").startswith(
         "list: 'tsaks' is not one of objectives, tasks, models, recipes"
     )
+
+
+def test_doctor_plans_memory_for_a_configuration_alone():
+    for option in (["--memory", "16"], ["--ranks", "2"]):
+        assert refused("doctor", *option).startswith("--memory, --ranks: of what a configuration needs")
 
 
 def test_doctor_finds_what_there_is():

@@ -144,7 +144,8 @@ def _finer(row: Row) -> str:
         for name, count in (row.get("counts") or {}).items()
         if number(count.get("share")) is not None
     ]
-    return ", ".join(found + [f"reward {row['reward']:.3f}"] * (number(row.get("reward")) is not None))
+    reward = number(row.get("reward"))
+    return ", ".join(found if reward is None else [*found, f"reward {reward:.3f}"])
 
 
 def _scalars(settings: Row) -> Iterable[str]:
