@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from egspo.external import source_of
 from egspo.policy import Policy
 from egspo.tasks.base import Task
 from egspo.tracking import differences, write_whole
@@ -116,9 +115,7 @@ def fingerprints(policy: Policy, task: Task, asked: Sequence[Sequence[Prompt]]) 
     """
     problems = [[[list(p.messages), p.fields] for p in prompts] for prompts in asked]
     text = json.dumps([task.reward_weights, problems], sort_keys=True, default=str)
-    own = task.config.model_dump_json(exclude={"data", "train_data", "path"}) if task.config.path else ""
-    code = source_of(type(task)) if task.config.path else ""
-    judges = json.dumps([str(policy.autocast), task.judges, own, code], sort_keys=True, default=str)
+    judges = json.dumps([str(policy.autocast), task.judges], sort_keys=True, default=str)
     return {"weights": _weights_digest(policy), "problems": _digest(text), "judges": _digest(judges)}
 
 

@@ -37,7 +37,15 @@ def compare(
         return _compare(plan, seeds, folder, at_once, against, command, progress)
 
 
-def _compare(plan: Plan, seeds: Sequence[int], folder: Path, at_once: int, against: str, command, progress):
+def _compare(
+    plan: Plan,
+    seeds: Sequence[int],
+    folder: Path,
+    at_once: int,
+    against: str,
+    command: str,
+    progress: Callable[[int, str], None],
+) -> str:
     results, total = Results(folder), num_runs(plan, seeds, folder)
     results.open(plan)
     jobs, measured = Jobs(max(1, min(at_once, total))), None

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
+from egspo.external import source_of
 from egspo.hub import DatasetSplit, read_split
 from egspo.records import Row, parse_rows, read_records
 from egspo.sandbox import SandboxConfig
@@ -160,8 +161,11 @@ class Task(ABC):
 
     @property
     def judges(self) -> Mapping[str, Any]:
-        """What verdicts depend on besides completion, problem and `version`: limits, a function's code."""
-        return {}
+        """What verdicts depend on besides completion, problem and `version`: limits, code of the user's."""
+        if self.config.path is None:
+            return {}
+        settings = self.config.model_dump(mode="json", exclude={"path", "data", "train_data"})
+        return {"code": source_of(type(self)), "settings": settings}
 
     def paper_grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         """Judge as the published grader of d1 (arXiv 2504.12216) does, quirks included."""

@@ -86,7 +86,7 @@ class Task(base.DatasetTask):
     @property
     def judges(self) -> Mapping[str, Any]:
         limits = self._box.config if self._box else SandboxConfig()
-        return limits.model_dump(include={"timeout", "memory_mb"})
+        return {**super().judges, **limits.model_dump(include={"timeout", "memory_mb"})}
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         return self.grade_all([completion], [fields])[0]

@@ -60,7 +60,7 @@ class Task(base.DatasetTask):
 
     @property
     def judges(self) -> Mapping[str, Any]:
-        return {"correct_at": self.config.correct_at, "reward": source_of(self._function)}
+        return {**super().judges, "correct_at": self.config.correct_at, "reward": source_of(self._function)}
 
     def grade(self, completion: str, fields: Mapping[str, Any]) -> Grade:
         return self.grade_all([completion], [fields])[0]
