@@ -14,7 +14,7 @@ import torch
 
 from egspo import registry
 from egspo.compare.results import Results
-from egspo.compare.summary import UNITS, reading, verdicts
+from egspo.compare.summary import reading, units, verdicts
 from egspo.config import ModelConfig, RLRun, parse_section
 from egspo.ops.paired import bootstrap_interval
 from egspo.seen import trained_on
@@ -38,7 +38,7 @@ def main() -> None:
     before = base_verdicts(results)
     print(f"before training: {before[new].mean():.1%} of those, {before[~new].mean():.1%} of the others")
     for kind, limit in comparison["limits"].items():
-        print(f"\n## At {limit:,.10g} {UNITS[kind]} a run\n")
+        print(f"\n## At {limit:,.10g} {units(results)[kind]} a run\n")
         print("\n".join(table(results, kind, limit, comparison["against"], new)))
 
 

@@ -49,7 +49,7 @@ def summarise(results: Results, against: str, commands: Sequence[str], seen: str
         "seen": seen,
         "plan": results.plan,
         "limits": limits,
-        "units": {"samples": "samples", "seconds": _seconds(results)},
+        "units": units(results),
         "budgets": budgets,
         "others": {
             kind: _sorted({label: row for label, (_, row) in found.items()}) for kind, found in others.items()
@@ -57,11 +57,11 @@ def summarise(results: Results, against: str, commands: Sequence[str], seen: str
     }
 
 
-def _seconds(results: Results) -> str:
-    """What a second is: beside a GPU runs are timed by the clock."""
+def units(results: Results) -> dict[str, str]:
+    """What is counted, by kind of budget: beside a GPU runs are timed by the clock."""
     curves = (curve for trial in results.trials for curve in results.curves(trial).values())
     wall = any(points[-1].get("clock") == "wall" for points in curves)
-    return "seconds" if wall else "processor seconds"
+    return {"samples": "samples", "seconds": "seconds" if wall else "processor seconds"}
 
 
 def _others(results: Results, kind: str, limit: int | float) -> dict[str, Other]:
